@@ -1,0 +1,318 @@
+"""Cohort: one row per scan with its image and its subject's variables; reader, writer, exclusions and the split."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nilatent import sources
+from nilatent.errors import CohortError, SettingError
+from nilatent.provenance import atomic, hash_values, write_json
+
+EXCLUDED_COLUMNS = ("scan_id", "path", "stage", "rule", "reason")
+SEX_WORDS = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
+TEXT_COLUMNS = ("scan_id", "subject_id", "session_id", "dataset", "path", "sha256", "source_id")
+DESCRIPTIONS = {
+    "subject_id": "Subject; every scan of a subject shares it",
+    "session_id": "Session, empty when there is one only",
+    "dataset": "Source the scan came from",
+    "path": "Image file",
+    "sha256": "Hash of the image file's bytes",
+    "source_id": "Subject as the source writes it",
+    "age": "Age in years",
+    "sex": "Sex, M or F",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Scans and what is known about them.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Index ``scan_id`` (unique, safe as a file name); columns ``subject_id``, ``session_id``, ``dataset``, ``path``,
+        ``sha256``, ``source_id`` and the variables of the sources.
+    excluded : DataFrame
+        Scans that were left out: ``scan_id``, ``path``, ``stage``, ``rule``, ``reason``.
+    columns : dict[str, dict]
+        Data dictionary of the columns, in the form of a BIDS side-car.
+    """
+
+    scans: pd.DataFrame
+    excluded: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EXCLUDED_COLUMNS)))
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of every row; the place of the files does not enter, their bytes do."""
+        table = self.scans.drop(columns="path").reset_index()
+        return hash_values([list(table.columns), table.astype(str).to_numpy().tolist()])
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of different subjects."""
+        return int(self.scans["subject_id"].nunique())
+
+
+def read_cohort(
+    paths: Sequence[Path],
+    *,
+    suffix: str = "auto",
+    column_aliases: Mapping[str, str] | None = None,
+) -> Cohort:
+    """One cohort from any number of sources, all equal.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        BIDS folders, BIDS derivatives, CAT12 folders, or tables (TSV, CSV) with a column ``path`` and a column
+        ``participant_id``.
+    suffix : str
+        Which image of a folder: ``"T1w"``, ``"GM"`` (grey-matter maps in template space), or ``"auto"``: grey-matter
+        maps where there are any, otherwise T1w.
+    column_aliases : Mapping[str, str], optional
+        Our name to the source's, such as ``{"sex": "gender"}``; used by the sources that lack our name.
+
+    Returns
+    -------
+    Cohort
+        With one source, scans are called ``sub-01`` or ``sub-01_ses-02``; with several, the name of the source stands
+        in front. Absent images, subjects without a row of variables and copies of another scan are in ``excluded``.
+
+    Raises
+    ------
+    CohortError
+        When a source cannot be read at all, holds no image, or an alias names no column.
+    """
+    if not paths:
+        raise CohortError("No source was given. Name a BIDS folder, a CAT12 folder or a table of paths.")
+    found = [sources.read_source(Path(path), suffix=suffix) for path in paths]
+    names = _unique_names([source.name for source in found])
+    tables, excluded = [], []
+    columns: dict[str, Any] = {}
+    for source, name in zip(found, names, strict=True):
+        prefix = f"{name}_" if len(found) > 1 else ""
+        table = source.scans.assign(dataset=name)
+        for ours, theirs in (column_aliases or {}).items():
+            if ours not in table and theirs in table:
+                table = table.rename(columns={theirs: ours})
+        table["subject_id"] = prefix + table["subject_id"]
+        table["scan_id"] = prefix + table["scan_id"]
+        tables.append(table)
+        excluded += [row | {"scan_id": prefix + row["scan_id"], "stage": "read"} for row in source.problems]
+        columns |= source.columns
+    table = _variables(pd.concat(tables, ignore_index=True))
+    _check_aliases(table, column_aliases or {})
+    cohort = Cohort(table.set_index("scan_id"), _excluded(excluded), columns)
+    return _without_copies(cohort)
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    counted: dict[str, int] = {}
+    unique = []
+    for name in names:
+        counted[name] = counted.get(name, 0) + 1
+        unique.append(name if counted[name] == 1 else f"{name}{counted[name]}")
+    return unique
+
+
+def _check_aliases(table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
+    for ours, theirs in aliases.items():
+        if ours not in table:
+            raise CohortError(
+                f"No source has a column '{theirs}' to call '{ours}'. The columns are: {', '.join(map(str, table.columns))}."
+            )
+
+
+def _variables(table: pd.DataFrame) -> pd.DataFrame:
+    for column in table.columns:
+        if column in TEXT_COLUMNS:
+            table[column] = table[column].fillna("").astype(str)
+            continue
+        text = table[column].astype("string").str.strip()
+        text = text.mask(text.isin(list(sources.MISSING_WORDS)))
+        # BIDS hides the age of the oldest as "89+".
+        numbers = pd.to_numeric(text.str.replace(r"^(\d+)\+$", r"\1", regex=True), errors="coerce")
+        as_number = text.notna().any() and bool(numbers.notna().eq(text.notna()).all())
+        table[column] = numbers.astype(float) if as_number else text.astype(object).where(text.notna(), np.nan)
+    if "sex" in table:
+        words = table["sex"].astype("string").str.lower().map(SEX_WORDS)
+        table["sex"] = words.astype(object).where(words.notna(), np.nan)
+    return table
+
+
+def _without_copies(cohort: Cohort) -> Cohort:
+    first = cohort.scans.drop_duplicates("sha256").reset_index().set_index("sha256")["scan_id"]
+    copies = cohort.scans[cohort.scans["sha256"].duplicated()]
+    failures = [
+        {
+            "scan_id": str(scan_id),
+            "stage": "read",
+            "rule": "duplicated scan",
+            "reason": f"The file {row['path']} has the same bytes as scan {first[row['sha256']]}. "
+            "Put the right image in its place, or remove the row.",
+        }
+        for scan_id, row in copies.iterrows()
+    ]
+    return exclude(cohort, failures)
+
+
+def _excluded(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame([dict(row) for row in rows], columns=list(EXCLUDED_COLUMNS)).fillna("")
+
+
+def exclude(cohort: Cohort, failures: Sequence[Mapping[str, str]]) -> Cohort:
+    """A cohort without some scans, which are listed with their reason.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Left as it is.
+    failures : Sequence[Mapping[str, str]]
+        Each with ``scan_id``, ``stage``, ``rule`` and ``reason``.
+
+    Returns
+    -------
+    Cohort
+        The rest, and a longer list of excluded scans.
+    """
+    ids = [row["scan_id"] for row in failures]
+    absent = [scan_id for scan_id in ids if scan_id not in cohort.scans.index]
+    if absent:
+        raise CohortError(
+            f"Scan {absent[0]} is not in the cohort, so it cannot be excluded. The scans are sub-*[_ses-*]."
+        )
+    rows = [dict(row) | {"path": str(cohort.scans.at[row["scan_id"], "path"])} for row in failures]
+    if not rows:
+        return cohort
+    excluded = pd.concat([cohort.excluded, _excluded(rows)], ignore_index=True)
+    return replace(cohort, scans=cohort.scans.drop(index=ids), excluded=excluded)
+
+
+def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:
+    """Write ``scans.tsv``, ``excluded.tsv`` and ``scans.json`` (the data dictionary); returns the paths."""
+    paths = [folder / "scans.tsv", folder / "excluded.tsv", folder / "scans.json"]
+    with atomic(paths[0]) as temporary:
+        cohort.scans.to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
+    with atomic(paths[1]) as temporary:
+        cohort.excluded.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+    described = {name: {"Description": DESCRIPTIONS.get(str(name), "As given by the source")} for name in cohort.scans}
+    write_json(paths[2], described | cohort.columns)
+    return paths
+
+
+def load_cohort(folder: Path) -> Cohort:
+    """Read what :func:`write_cohort` wrote.
+
+    Raises
+    ------
+    CohortError
+        When a file is missing.
+    """
+    folder = Path(folder)
+    missing = [name for name in ("scans.tsv", "excluded.tsv", "scans.json") if not (folder / name).is_file()]
+    if missing:
+        raise CohortError(
+            f"{folder} lacks {', '.join(missing)}, so it is not a cohort. Run `nilatent run` or `prepare`."
+        )
+    text = dict.fromkeys(TEXT_COLUMNS, str)
+    scans = pd.read_csv(folder / "scans.tsv", sep="\t", dtype=text, keep_default_na=False, na_values={})
+    excluded = pd.read_csv(folder / "excluded.tsv", sep="\t", dtype=str, keep_default_na=False)
+    columns = json.loads((folder / "scans.json").read_text(encoding="utf-8"))
+    return Cohort(_variables(scans).set_index("scan_id"), excluded, columns)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How subjects are parted.
+
+    Parameters
+    ----------
+    validation_fraction, test_fraction : float
+        Share of subjects, each in (0, 1), together under 1.
+    n_folds : int
+        Folds for cross-fitting, at least 2.
+    stratify : tuple[str, ...]
+        Columns whose values every part should share; numbers are cut at their quartiles.
+    seed : int
+        Seed of the shuffle.
+    """
+
+    validation_fraction: float = 0.15
+    test_fraction: float = 0.2
+    n_folds: int = 5
+    stratify: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def split(cohort: Cohort, config: SplitConfig) -> pd.DataFrame:
+    """Part and fold of every scan; all scans of a subject share both.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    config : SplitConfig
+        Fractions, strata and seed.
+
+    Returns
+    -------
+    DataFrame
+        Index ``scan_id``; columns ``subject_id``, ``part`` (``"train"``, ``"validation"``, ``"test"``) and ``fold``.
+
+    Raises
+    ------
+    SettingError
+        When a fraction or a column makes no sense, or a part would be empty.
+    """
+    _check_split(cohort, config)
+    subjects = cohort.scans.drop_duplicates("subject_id").set_index("subject_id").sort_index()
+    strata = pd.Series("", index=subjects.index)
+    for column in ("dataset", *config.stratify):
+        values = subjects[column]
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 4:
+            values = pd.qcut(values, 4, labels=False, duplicates="drop")
+        strata = strata + "|" + values.astype("string").fillna("n/a")
+    generator = np.random.default_rng(config.seed)
+    shuffled = subjects.index[generator.permutation(len(subjects))]
+    # Sorted by stratum, then taken at even steps: every stratum gives its share to every part, to within one subject.
+    ordered = shuffled[np.argsort(strata[shuffled].to_numpy(), kind="stable")]
+    test = _even_steps(len(ordered), config.test_fraction, generator.random())
+    rest = ordered[~test]
+    validation = _even_steps(len(rest), config.validation_fraction / (1 - config.test_fraction), generator.random())
+    part = pd.Series("train", index=ordered)
+    part[ordered[test]] = "test"
+    part[rest[validation]] = "validation"
+    if part.nunique() < 3:
+        raise SettingError(
+            f"{len(ordered)} subjects are too few to hold out {config.test_fraction:g} for test and "
+            f"{config.validation_fraction:g} for validation. Bring more subjects or raise the fractions."
+        )
+    fold = pd.Series(np.arange(len(ordered)) % config.n_folds, index=ordered)
+    owner = cohort.scans["subject_id"]
+    return pd.DataFrame({"subject_id": owner, "part": owner.map(part), "fold": owner.map(fold).astype(int)})
+
+
+def _check_split(cohort: Cohort, config: SplitConfig) -> None:
+    test, validation = config.test_fraction, config.validation_fraction
+    if not (0 < test < 1 and 0 < validation < 1 and test + validation < 1):
+        raise SettingError(
+            f"test_fraction {test} and validation_fraction {validation} must be above 0 and sum to under 1."
+        )
+    if config.n_folds < 2:
+        raise SettingError(f"n_folds is at least 2, got {config.n_folds}.")
+    absent = [column for column in config.stratify if column not in cohort.scans]
+    if absent:
+        raise SettingError(
+            f"Cannot stratify by '{absent[0]}': the columns are {', '.join(map(str, cohort.scans.columns))}."
+        )
+
+
+def _even_steps(n: int, fraction: float, offset: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    steps = np.floor(np.arange(n + 1) * fraction + offset)
+    return np.asarray(np.diff(steps) > 0)

@@ -1,0 +1,53 @@
+"""Variational autoencoder with a vector latent."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nilatent.models.anchor import NoAnchor, PcaAnchor
+from nilatent.models.autoencoder import start_at_zero
+from nilatent.models.blocks import Mirror, Posterior, Trunk
+from nilatent.models.losses import LOG_VAR_RANGE
+
+
+class Vae(nn.Module):
+    """Anchor plus network, with a posterior of its own width for every scan and latent.
+
+    ``encode(x)`` has mean ``anchor.project(x) + g(x)`` and log-variance ``anchor.log_var + h(x)``; ``decode(z)`` is
+    ``anchor.reconstruct(z) + f(z)``. With a PCA anchor the last layers of f, g and h start at zero: before the
+    first step the model is probabilistic PCA with its exact posterior.
+
+    Parameters
+    ----------
+    anchor : NoAnchor or PcaAnchor
+        Start of the model; it also holds the mask.
+    channels : tuple
+        Channels per level of the network.
+    n_smooth : int
+        Doublings of f that are interpolation; see :class:`nilatent.models.blocks.Mirror`.
+    """
+
+    def __init__(self, *, anchor: NoAnchor | PcaAnchor, channels: tuple[int, ...], n_smooth: int) -> None:
+        super().__init__()
+        shape = (anchor.mask.shape[0], anchor.mask.shape[1], anchor.mask.shape[2])
+        n_latent = len(anchor.log_var)
+        self.anchor = anchor
+        self.trunk = Trunk(shape=shape, channels=channels)
+        self.mean_head = nn.Linear(self.trunk.n_features, n_latent)
+        self.log_var_head = nn.Linear(self.trunk.n_features, n_latent)
+        self.mirror = Mirror(shape=shape, channels=channels, n_latent=n_latent, n_smooth=n_smooth)
+        if isinstance(anchor, PcaAnchor):
+            start_at_zero(self.mean_head)
+            start_at_zero(self.log_var_head)
+            start_at_zero(self.mirror.last)
+
+    def encode(self, x: Float[Tensor, "batch 1 x y z"]) -> Posterior:
+        """Encode each scan as its posterior; deterministic, one scan at a time."""
+        features = self.trunk(self.anchor.standardise(x))
+        mean = self.anchor.project(x) + self.mean_head(features).float()
+        log_var = self.anchor.log_var + self.log_var_head(features).float()
+        return Posterior(mean=mean, log_var=log_var.clamp(*LOG_VAR_RANGE))
+
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
+        """Decode each latent to a volume, in the units of the scans, zero outside the mask."""
+        correction: Tensor = self.mirror(z)
+        return self.anchor.reconstruct(z) + self.anchor.scale * self.anchor.mask * correction

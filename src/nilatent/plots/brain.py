@@ -1,0 +1,212 @@
+"""Slices of volumes and maps on the template; every slice says where left and right are.
+
+Volumes are RAS: the first axis grows to the right. Slices are shown as in MNI papers (neurological convention):
+left is on the left, which every slice says itself.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib as mpl
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from nilatent.errors import GridError
+from nilatent.plots import style
+
+Plane = Literal["sagittal", "coronal", "axial"]
+
+_AXIS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+_LETTER: dict[Plane, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
+_EDGES: dict[Plane, tuple[str, str]] = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}
+_PANEL = "#000000"
+_MARK = "#ffffff"
+
+AXIAL_MM = (-36.0, -24.0, -12.0, 0.0, 12.0, 24.0, 36.0, 52.0)
+CORONAL_MM = (-80.0, -60.0, -40.0, -24.0, -8.0, 8.0, 28.0, 48.0)
+"""Positions of the mosaic in mm: the same in every report, so that two reports can be laid side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One plane through a volume, ready for `imshow(origin="lower")`.
+
+    Attributes
+    ----------
+    values : (vertical, horizontal) array
+        Vertical grows upwards or to the front, horizontal to the right (sagittal: to the front).
+    extent
+        Left, right, bottom and top edge in mm.
+    plane
+        Which of the three planes.
+    position_mm
+        Centre of the voxels shown, in mm.
+    """
+
+    values: np.ndarray
+    extent: tuple[float, float, float, float]
+    plane: Plane
+    position_mm: float
+
+
+def cut(values: np.ndarray, affine: np.ndarray, *, plane: Plane, position_mm: float) -> Cut:
+    """The plane of a RAS volume nearest to a position.
+
+    Parameters
+    ----------
+    values : (x, y, z) array
+        Volume on a RAS grid without rotation.
+    affine : (4, 4) array
+        Voxel to mm.
+    plane, position_mm
+        Which plane, and where in mm along its axis; outside the volume the nearest end is taken.
+
+    Raises
+    ------
+    GridError
+        When the affine is rotated or flipped: left and right could not be told from it.
+    """
+    if values.ndim != 3:
+        raise GridError(f"a slice needs a volume of three axes, this one has {values.ndim}. Give one volume.")
+    linear = affine[:3, :3]
+    if np.any(np.diag(linear) <= 0) or not np.allclose(linear, np.diag(np.diag(linear)), atol=1e-4):
+        raise GridError(
+            f"slices need a RAS grid without rotation, the affine is {np.round(linear, 3).tolist()}. "
+            "Put the volume on a Grid first."
+        )
+    axis = _AXIS[plane]
+    index = round(float((position_mm - affine[axis, 3]) / linear[axis, axis]))
+    index = min(max(index, 0), values.shape[axis] - 1)
+    across, up = (other for other in range(3) if other != axis)
+    edges = [
+        float(affine[other, 3] + (voxel - 0.5) * linear[other, other])
+        for other in (across, up)
+        for voxel in (0, values.shape[other])
+    ]
+    return Cut(
+        np.take(values, index, axis=axis).T,
+        (edges[0], edges[1], edges[2], edges[3]),
+        plane,
+        float(affine[axis, 3] + index * linear[axis, axis]),
+    )
+
+
+def show(
+    axes: Axes, shown: Cut, *, norm: Normalize, colour_map: str | Colormap, mark: bool = True, position: bool = True
+) -> AxesImage:
+    """Draw a cut and mark its sides.
+
+    Parameters
+    ----------
+    axes, shown
+        Where and what. Not-a-number is transparent.
+    norm, colour_map
+        Values to colours.
+    mark, position
+        Write the side letters; write the position in mm. An overlay on a marked slice needs neither.
+    """
+    left, right, bottom, top = shown.extent
+    image = axes.imshow(
+        shown.values, origin="lower", extent=shown.extent, norm=norm, cmap=colour_map, interpolation="none"
+    )
+    if mark:
+        axes.set_facecolor(_PANEL)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        pad = 0.03 * (right - left)
+        for x, letter, side in ((left + pad, 0, "left"), (right - pad, 1, "right")):
+            axes.text(x, top - pad, _EDGES[shown.plane][letter], color=_MARK, fontsize=7.5, ha=side, va="top")
+    if position:
+        axes.text(
+            left + 0.03 * (right - left),
+            bottom + 0.03 * (top - bottom),
+            _place(shown),
+            color=_MARK,
+            fontsize=6.5,
+            ha="left",
+            va="bottom",
+        )
+    return image
+
+
+def _place(shown: Cut) -> str:
+    """Position in words; a sagittal slice says which half of the brain it is in."""
+    words = f"{_LETTER[shown.plane]} = {shown.position_mm:.0f}".replace("-", "−")
+    if shown.plane != "sagittal":
+        return words
+    return f"{words} ({'L' if shown.position_mm < 0 else 'R' if shown.position_mm > 0 else 'L|R'})"
+
+
+def colour_bar(drawn: Figure, axes: list[Axes], norm: Normalize, colour_map: str, label: str) -> None:
+    """A colour bar with its unit beside the given axes."""
+    bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.72, aspect=22, pad=0.015)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(length=2)
+    bar.set_label(style.plain(label))
+
+
+def limits(values: np.ndarray) -> tuple[Normalize, str]:
+    """Norm and colour map of a map: diverging about zero when it has both signs, else from zero to its largest."""
+    finite = values[np.isfinite(values)]
+    largest = float(np.max(np.abs(finite), initial=0.0)) or 1.0
+    if finite.size and finite.min() < 0:
+        return Normalize(-largest, largest), style.SIGNED_MAP
+    return Normalize(0.0, largest), style.AMOUNT_MAP
+
+
+@mpl.rc_context(style.STYLE)
+def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str) -> Figure:
+    """A map over the template, in axial and coronal slices at fixed positions.
+
+    Parameters
+    ----------
+    image
+        Map on a RAS grid; zero and not-a-number are left transparent.
+    background
+        Template in [0, 1] on any RAS grid in the same space.
+    label
+        What the colour bar shows, with its unit.
+
+    Returns
+    -------
+    Figure
+        Two rows of slices, all marked L and R.
+    """
+    values = np.asarray(image.dataobj, dtype=np.float32)
+    values = np.where(values == 0, np.nan, values)
+    anatomy = np.asarray(background.dataobj, dtype=np.float32)
+    norm, colour_map = limits(values)
+    drawn = style.figure(10.0, 3.15)
+    panels = drawn.subplots(2, len(AXIAL_MM), gridspec_kw={"wspace": 0.0, "hspace": 0.0})
+    planes: tuple[tuple[Plane, tuple[float, ...]], ...] = (("axial", AXIAL_MM), ("coronal", CORONAL_MM))
+    for row, (plane, positions) in zip(panels, planes, strict=True):
+        for axes, position_mm in zip(row, positions, strict=True):
+            under = cut(anatomy, image_affine(background), plane=plane, position_mm=position_mm)
+            over = cut(values, image_affine(image), plane=plane, position_mm=position_mm)
+            show(axes, under, norm=Normalize(0.0, 1.25), colour_map="gray")
+            show(axes, over, norm=norm, colour_map=colour_map, mark=False, position=False)
+            axes.set_xlim(under.extent[:2])
+            axes.set_ylim(under.extent[2:])
+    drawn.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)  # type: ignore[union-attr, call-arg]
+    colour_bar(drawn, list(panels.flat), norm, colour_map, label)
+    return drawn
+
+
+def image_affine(image: nib.Nifti1Image) -> np.ndarray:
+    """Affine of an image that has one.
+
+    Raises
+    ------
+    GridError
+        When the image has none.
+    """
+    if image.affine is None:
+        raise GridError("a map without an affine cannot be placed in the brain. Write it with Grid.to_image.")
+    return np.asarray(image.affine, dtype=np.float64)

@@ -1,0 +1,135 @@
+"""The one place that says how a figure looks: type, colours, text that stays text, and bytes that repeat.
+
+Colours are the Okabe-Ito set and perceptually even maps, which stay apart for colour-blind readers and in grey print.
+"""
+
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+INK = "#1f2933"
+"""Colour of text and axes; the report swaps it for a light one on dark pages."""
+QUIET = "#7b8794"
+"""Colour of reference lines and secondary marks; readable on white and on near-black."""
+GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7b8794")
+"""Okabe-Ito without yellow and black, which vanish on a light and on a dark page."""
+GROUP_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Shapes repeat what the colours say, so that no reader depends on colour."""
+
+AMOUNT_MAP = "viridis"
+ERROR_MAP = "magma"
+SIGNED_MAP = "PuOr_r"
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica Neue", "Arial", "sans-serif"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "regular",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "figure.dpi": 100.0,
+    "savefig.dpi": 300.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nilatent",
+}
+"""Settings of every figure; `draw` functions run inside `mpl.rc_context(STYLE)`."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_BLANK = "(empty)"
+
+
+def plain(value: object, *, width: int | None = None) -> str:
+    """Text that matplotlib shows exactly as it is.
+
+    Dollar signs would start a formula, a leading underscore would hide a legend entry, and control characters
+    would break the SVG.
+
+    Parameters
+    ----------
+    value
+        Anything from data: an id, a label, a column name.
+    width
+        Longest length in characters; longer text is cut with an ellipsis. None keeps all.
+    """
+    text = _CONTROL.sub("\ufffd", " ".join(str(value).split()))
+    if not text:
+        return _BLANK
+    if width is not None:
+        text = textwrap.shorten(text, width, placeholder="…") if " " in text else text
+        text = text if len(text) <= width else text[: width - 1] + "…"
+    text = text.replace("$", r"\$")
+    return "\u200b" + text if text.startswith("_") else text
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure in the house style.
+
+    Parameters
+    ----------
+    width, height
+        Size in inches.
+    """
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def message(text: str) -> Figure:
+    """A figure that says in words why there is nothing to draw."""
+    empty = figure(6.4, 1.0)
+    axes = empty.add_subplot()
+    axes.set_axis_off()
+    axes.text(0.0, 0.5, plain(text), va="center", color=QUIET, wrap=True)
+    return empty
+
+
+def colours(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker per label, in the given order; they repeat after eight."""
+    return {
+        label: (GROUP_COLOURS[i % len(GROUP_COLOURS)], GROUP_MARKERS[i % len(GROUP_MARKERS)])
+        for i, label in enumerate(labels)
+    }
+
+
+def spread(n_points: int) -> np.ndarray:
+    """Offsets in [-0.5, 0.5] that keep points of a strip apart; the same for the same number, without a seed.
+
+    References
+    ----------
+    Roberts (2018), the golden-ratio low-discrepancy sequence.
+    """
+    golden = (np.sqrt(5.0) - 1.0) / 2.0
+    return np.asarray((np.arange(n_points) * golden) % 1.0 - 0.5)
+
+
+def to_svg(drawn: Figure) -> str:
+    """SVG text of a figure: no date, stable ids, so that the same figure gives the same bytes."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # The text stays text in the SVG and the reader's own fonts show it; matplotlib only lacks it for measuring.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
+        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,380 @@
+"""Space: load a scan and refuse bad geometry, find its affine to the template, resample it once."""
+
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from nilatent.errors import ScanError
+from nilatent.extras import require
+from nilatent.volumes import Grid, average_to_grid
+
+VOXEL_MM = (0.4, 6.0)
+MIN_EXTENT_MM = 100.0
+# About three times a 0.5 mm whole head; a header that claims more is damaged, and reading it would fill the memory.
+MAX_VOXELS = 400_000_000
+MAX_SHEAR = 0.02
+REGISTRATION_SPACING_MM = 2.0
+REGISTRATION_SIDE = 112
+# A second start is tried when the first fit is worse than any good fit seen on real brains.
+GOOD_CORRELATION = 0.6
+START_TURNS_DEGREES = (-30.0, 30.0)
+# nibabel's name for the source of orientation is not public, so the NIfTI codes are read.
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One 3D image in RAS orientation.
+
+    Parameters
+    ----------
+    data : ndarray
+        (x, y, z) float32, finite.
+    affine : ndarray
+        (4, 4) voxel indices to millimetres; the axes may be oblique.
+    stored_axes : str
+        Orientation on disk, such as ``"LAS"``.
+    oriented_by : str
+        ``"sform"``, ``"qform"``, or ``"nothing"`` when the header has neither and left and right are only assumed.
+    """
+
+    data: npt.NDArray[np.float32]
+    affine: npt.NDArray[np.float64]
+    stored_axes: str
+    oriented_by: str
+
+    @property
+    def voxel_mm(self) -> npt.NDArray[np.float64]:
+        """(3,) voxel sides in millimetres."""
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+
+def load_scan(path: Path) -> Scan:
+    """Read an image as RAS float32 and refuse what cannot be a brain scan.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI file (or another format that nibabel reads).
+
+    Returns
+    -------
+    Scan
+        Reoriented by flips and axis swaps only; no value is interpolated.
+
+    Raises
+    ------
+    ScanError
+        Names the file, the rule, the value found and the next step.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise _refusal(path, "file exists", "there is no such file", "Restore it, or take the row out of the cohort.")
+    if path.stat().st_size == 0:
+        raise _refusal(path, "file not empty", "it has 0 bytes", "Copy or convert it again.")
+    try:
+        image = nib.load(path)
+        shape, matrix = tuple(image.shape), np.asarray(image.affine, dtype=float)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    _check_header(path, shape, matrix, image.get_data_dtype())
+    try:
+        image = nib.as_closest_canonical(image.slicer[..., 0] if len(shape) == 4 else image)
+        data = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (*_UNREADABLE, MemoryError) as error:
+        raise _unreadable(path, error) from error
+    _check_values(path, data)
+    stored = "".join(str(axis) for axis in nib.aff2axcodes(matrix))
+    return Scan(data, np.asarray(image.affine, dtype=float), stored, _oriented_by(image))
+
+
+def _refusal(path: Path, rule: str, value: str, next_step: str) -> ScanError:
+    return ScanError(f"{path}: rule '{rule}' is broken: {value}. {next_step}", rule=rule)
+
+
+def _unreadable(path: Path, error: BaseException) -> ScanError:
+    return _refusal(
+        path, "readable", f"{type(error).__name__}: {error}", "The file is damaged or cut short; copy or convert it again."
+    )
+
+
+def _check_header(path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64], dtype: np.dtype) -> None:
+    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
+        raise _refusal(path, "three dimensions", f"the shape is {shape}", "Give one 3D volume (average or pick one).")
+    if min(shape) < 1 or np.prod(np.asarray(shape, dtype=float)) > MAX_VOXELS:
+        raise _refusal(
+            path, "plausible size", f"the header claims the shape {shape}", "The header is damaged; convert the scan again."
+        )
+    if dtype.fields is not None or dtype.kind not in "iufb":
+        raise _refusal(path, "one number per voxel", f"the data type is {dtype}", "Save the scan as a scalar image.")
+    step = "Correct the header (sform, qform, pixdim), or convert the scan again."
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise _refusal(path, "usable affine", f"the affine is {affine[:3].tolist()}", step)
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if sides.min() < VOXEL_MM[0] or sides.max() > VOXEL_MM[1]:
+        found = f"the voxel is {' x '.join(f'{side:.3g}' for side in sides)} mm, allowed are {VOXEL_MM[0]} to {VOXEL_MM[1]}"
+        raise _refusal(path, "voxel size", found, step)
+    extent = sides * np.asarray(shape[:3])
+    if extent.min() < MIN_EXTENT_MM:
+        found = f"it covers {' x '.join(f'{side:.0f}' for side in extent)} mm, at least {MIN_EXTENT_MM:.0f} are needed"
+        raise _refusal(path, "extent", found, "Give a scan that covers the whole brain.")
+    axes = affine[:3, :3] / sides
+    shear = np.abs(axes.T @ axes - np.eye(3)).max()
+    if shear > MAX_SHEAR:
+        found = f"two axes are off the right angle (cosine {shear:.3f}, allowed {MAX_SHEAR})"
+        raise _refusal(path, "right-angled axes", found, "Resample the scan to a grid without shear.")
+
+
+def _check_values(path: Path, data: npt.NDArray[np.float32]) -> None:
+    n_bad = data.size - int(np.count_nonzero(np.isfinite(data)))
+    if n_bad:
+        found = f"{n_bad} of {data.size} voxels are NaN or infinite"
+        raise _refusal(path, "finite values", found, "Repair or convert the scan again.")
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise _refusal(path, "not constant", f"every voxel is {low:g}", "The image is empty; give the real scan.")
+
+
+def _oriented_by(image: nib.spatialimages.SpatialImage) -> str:
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return "header"
+    if int(header["sform_code"]) > 0:
+        return "sform"
+    return "qform" if int(header["qform_code"]) > 0 else "nothing"
+
+
+def crop(scan: Scan, mask: npt.NDArray[np.bool_], *, margin_mm: float) -> tuple[Scan, tuple[slice, slice, slice]]:
+    """The part of a scan around a mask, with the affine moved accordingly.
+
+    Returns
+    -------
+    Scan
+        Bounding box of the mask with the margin.
+    tuple[slice, slice, slice]
+        Where the box lies in the scan.
+    """
+    box = []
+    for axis in range(3):
+        there = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(margin_mm / scan.voxel_mm[axis]))
+        box.append(slice(max(0, int(there[0]) - margin), min(mask.shape[axis], int(there[-1]) + 1 + margin)))
+    slices = (box[0], box[1], box[2])
+    affine = scan.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in slices]
+    return Scan(np.ascontiguousarray(scan.data[slices]), affine, scan.stored_axes, scan.oriented_by), slices
+
+
+def volume_change(affine: npt.NDArray[np.float64]) -> float:
+    """Jacobian determinant of an affine: volume after by volume before, always positive."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
+
+
+def resample(
+    data: npt.NDArray[np.float32],
+    affine: npt.NDArray[np.float64],
+    grid: Grid,
+    *,
+    to_grid: npt.NDArray[np.float64],
+    modulate: bool,
+) -> npt.NDArray[np.float32]:
+    """Bring a map to the grid in one interpolation, as the mean over each grid voxel.
+
+    Parameters
+    ----------
+    data : ndarray
+        (x, y, z) map.
+    affine : ndarray
+        (4, 4) of the map.
+    grid : Grid
+        Target.
+    to_grid : ndarray
+        (4, 4) millimetres of the map's space to millimetres of the grid's space.
+    modulate : bool
+        Divide by the volume change, so that sum x voxel volume is the same before and after; otherwise the values
+        keep their meaning (a probability stays one) and the volume changes with the head size.
+
+    Returns
+    -------
+    ndarray
+        (x, y, z) float32 on the grid. A map that is already there comes back unchanged.
+    """
+    placed = to_grid @ affine
+    same = data.shape == grid.shape and np.allclose(placed, grid.affine, atol=1e-4)
+    moved = np.asarray(data, dtype=np.float32) if same else average_to_grid(data, placed, grid)
+    return np.asarray(moved / volume_change(to_grid) if modulate else moved, dtype=np.float32)
+
+
+def register_affine(
+    brain: Scan, template: nib.Nifti1Image, weight: npt.NDArray[np.float32], *, work: Path
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Affine from the subject to the template, brain to brain: rigid (6), then affine (12).
+
+    Parameters
+    ----------
+    brain : Scan
+        Skull-stripped, bias-corrected; background 0.
+    template : Nifti1Image
+        Brain-only T1 on a RAS grid of about 2 mm.
+    weight : ndarray
+        (x, y, z) template brain mask on the same grid, in [0, 1], for the correlation.
+    work : Path
+        Folder for the engine's temporary files; the caller removes it.
+
+    Returns
+    -------
+    ndarray
+        (4, 4) RAS millimetres of the subject to RAS millimetres of the template.
+    float
+        Correlation with the template inside its mask, in [-1, 1].
+
+    Notes
+    -----
+    Mattes mutual information, pyramid 8/4/2/1 on copies at 2 mm: the affine has twelve numbers, and finer voxels do
+    not change them by more than a few hundredths of a millimetre.
+    """
+    grid = Grid((template.shape[0], template.shape[1], template.shape[2]), np.asarray(template.affine))
+    fixed = template.get_fdata(dtype=np.float32)
+    copy = _registration_copy(brain)
+    best: tuple[float, npt.NDArray[np.float64]] | None = None
+    for start in _starts(copy, fixed, grid):
+        to_template = _engine(copy, fixed, grid, start=start, work=work)
+        moved = average_to_grid(copy.data, to_template @ copy.affine, grid)
+        correlation = _correlation(moved, fixed, weight)
+        if best is None or correlation > best[0]:
+            best = (correlation, to_template)
+        if best[0] >= GOOD_CORRELATION:
+            break
+    if best is None:
+        raise RuntimeError("registration was given no start")
+    return best[1], best[0]
+
+
+def _registration_copy(brain: Scan) -> Scan:
+    # The copy's axes follow the world, so that the engine never sees an oblique header.
+    positions = np.argwhere(brain.data > 0)
+    centre = brain.affine[:3, :3] @ positions.mean(axis=0) + brain.affine[:3, 3]
+    affine = np.diag([REGISTRATION_SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = centre - REGISTRATION_SPACING_MM * (REGISTRATION_SIDE - 1) / 2
+    grid = Grid((REGISTRATION_SIDE,) * 3, affine)
+    return Scan(average_to_grid(brain.data, brain.affine, grid), affine, brain.stored_axes, brain.oriented_by)
+
+
+def _starts(
+    copy: Scan, fixed: npt.NDArray[np.float32], grid: Grid
+) -> list[npt.NDArray[np.float64]]:
+    """Template-to-subject starts: centres of mass together, then the same turned about each axis."""
+    centre_of_scan = copy.affine[:3, :3] @ np.argwhere(copy.data > 0).mean(axis=0) + copy.affine[:3, 3]
+    centre_of_template = grid.affine[:3, :3] @ np.argwhere(fixed > 0).mean(axis=0) + grid.affine[:3, 3]
+    turns = [np.eye(3)]
+    for axis in range(3):
+        for degrees in START_TURNS_DEGREES:
+            first, second = (other for other in range(3) if other != axis)
+            turn = np.eye(3)
+            cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+            turn[first, first], turn[first, second] = cosine, -sine
+            turn[second, first], turn[second, second] = sine, cosine
+            turns.append(turn)
+    starts = []
+    for turn in turns:
+        start = np.eye(4)
+        start[:3, :3] = turn
+        start[:3, 3] = centre_of_scan - turn @ centre_of_template
+        starts.append(start)
+    return starts
+
+
+def _engine(
+    copy: Scan, fixed: npt.NDArray[np.float32], grid: Grid, *, start: npt.NDArray[np.float64], work: Path
+) -> npt.NDArray[np.float64]:
+    ants = require("ants", extra="prepare")
+    target, moving = (_to_ants(fixed, grid.affine), _to_ants(copy.data, copy.affine))
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        initial = Path(folder) / "start.txt"
+        initial.write_text(itk_text(start), encoding="ascii")
+        for kind, factors, sigmas, steps in (
+            ("Rigid", (4, 2), (2, 1), (500, 250)),
+            ("Affine", (4, 2, 1), (2, 1, 0), (500, 250, 50)),
+        ):
+            found = ants.registration(
+                target,
+                moving,
+                type_of_transform=kind,
+                initial_transform=[str(initial)],
+                outprefix=f"{folder}/{kind}_",
+                aff_iterations=steps,
+                aff_shrink_factors=factors,
+                aff_smoothing_sigmas=sigmas,
+                aff_random_sampling_rate=0.25,
+                random_seed=1,
+            )
+            initial = Path(found["fwdtransforms"][0])
+        matrix = _from_ants(ants.read_transform(str(initial)))
+    return np.asarray(np.linalg.inv(matrix))
+
+
+def _to_ants(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> object:
+    # The engine counts millimetres towards left and posterior (LPS), nibabel towards right and anterior (RAS).
+    flip = np.diag([-1.0, -1.0, 1.0])
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    ants = require("ants", extra="prepare")
+    return ants.from_numpy(
+        np.asarray(data, dtype=np.float32),
+        origin=[float(value) for value in flip @ affine[:3, 3]],
+        spacing=[float(side) for side in sides],
+        direction=flip @ (affine[:3, :3] / sides),
+    )
+
+
+def _from_ants(transform: object) -> npt.NDArray[np.float64]:
+    parameters = np.asarray(transform.parameters, dtype=float)  # type: ignore[attr-defined]
+    centre = np.asarray(transform.fixed_parameters, dtype=float)  # type: ignore[attr-defined]
+    matrix = np.eye(4)
+    matrix[:3, :3] = parameters[:9].reshape(3, 3)
+    matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
+    return _lps(matrix)
+
+
+def _lps(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return np.asarray(flip @ matrix @ flip)
+
+
+def itk_text(template_to_subject: npt.NDArray[np.float64]) -> str:
+    """An affine in ITK's text format, which maps points of the template to points of the subject.
+
+    Parameters
+    ----------
+    template_to_subject : ndarray
+        (4, 4) RAS millimetres.
+
+    Returns
+    -------
+    str
+        Content of a ``.txt`` transform for ANTs, ITK-SNAP and 3D Slicer.
+    """
+    matrix = _lps(np.asarray(template_to_subject, dtype=float))
+    numbers = " ".join(f"{value:.12g}" for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
+    return (
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
+    )
+
+
+def _correlation(
+    one: npt.NDArray[np.float32], two: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]
+) -> float:
+    inside = weight > 0.5
+    return float(np.corrcoef(one[inside], two[inside])[0, 1])

@@ -1,0 +1,221 @@
+"""What the page is made of: pictures, sheets and sections as plain values, and the one function that makes HTML of them.
+
+Every text from data goes through Jinja's autoescape; scripts and styles are our own files. A content security policy
+allows those two scripts by their hash and no connection at all, so that nothing in the data can run or phone home.
+"""
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
+
+from nilatent.plots import style
+
+PIXELS_PER_INCH = 96
+MISSING = "–"
+DARK_INK = "#e4e7eb"
+_SVG_SIZE = re.compile(r'<svg[^>]*? width="([\d.]+)pt"[^>]*?>|<svg[^>]*? height="([\d.]+)pt"[^>]*? width="([\d.]+)pt"')
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it.
+
+    Attributes
+    ----------
+    source
+        SVG as a data URI: an image cannot run scripts or load anything.
+    alternative, caption
+        What a reader who does not see it is told, and what stands below it.
+    width, height
+        CSS pixels.
+    """
+
+    source: str
+    alternative: str
+    caption: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """Head of a column: shown name, whether it holds numbers, and an explanation for the pointer."""
+
+    name: str
+    numeric: bool
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Shown text, and the number it is sorted by (None: by its text)."""
+
+    text: str
+    key: float | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: caption, heads and rows."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page; `not_run` holds the reason when there is nothing to show."""
+
+    title: str
+    anchor: str
+    lead: str
+    question: str = ""
+    answer: str = ""
+    not_run: str = ""
+    n_scans: int = 0
+    n_subjects: int = 0
+    pictures: tuple[Picture, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
+    caveats: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    scatter: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A work to cite; `doi` is empty when it has none."""
+
+    text: str
+    doi: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template is given."""
+
+    title: str
+    verdict: str
+    version: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    paragraphs: tuple[str, ...]
+    references: tuple[Reference, ...]
+    provenance: tuple[Sheet, ...]
+    settings: str = field(default="")
+
+
+def cell(value: object) -> Cell:
+    """A value as text: numbers with three significant digits, missing values as a dash."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+        return Cell(MISSING)
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return Cell("yes" if value else "no")
+    if isinstance(value, int | float) or hasattr(value, "dtype"):
+        number = float(value)  # type: ignore[arg-type]
+        return Cell(number_text(number), number)
+    return Cell(str(value))
+
+
+def number_text(number: float) -> str:
+    """Three significant digits, whole numbers in full, a true minus sign."""
+    if not math.isfinite(number):
+        return MISSING if math.isnan(number) else "∞" if number > 0 else "−∞"
+    if number == round(number) and abs(number) < 1e9:
+        return f"{number:.0f}".replace("-", "−")
+    if abs(number) >= 100:
+        return f"{number:.1f}".replace("-", "−")
+    shown = f"{number:.3g}" if abs(number) >= 1e-3 else f"{number:.1e}"
+    return shown.replace("-", "−")
+
+
+def sheet(table: pd.DataFrame, caption: str, *, names: Mapping[str, tuple[str, str]]) -> Sheet:
+    """A table of a data frame, columns in its order.
+
+    Parameters
+    ----------
+    table
+        Without the index; what should be shown is a column.
+    caption
+        Says what a row is.
+    names
+        Column to (shown name, explanation); a column that is not named keeps its own name.
+    """
+    columns = []
+    for column in table.columns:
+        values = table[column]
+        numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        shown, hint = names.get(str(column), (str(column), ""))
+        columns.append(Column(shown, bool(numeric), hint))
+    rows = tuple(tuple(cell(value) for value in row) for row in table.itertuples(index=False, name=None))
+    return Sheet(caption, tuple(columns), rows)
+
+
+def picture(drawn: Figure, *, caption: str, alternative: str) -> Picture:
+    """A figure as an SVG image whose ink turns light on a dark page.
+
+    Colours are overridden by a style sheet inside the SVG, never by replacing text, so that a label which happens to
+    spell a colour stays as it is.
+    """
+    svg = style.to_svg(drawn)
+    dark = "".join(f'[style*="{kind}: {style.INK}"]{{{kind}:{DARK_INK}!important}}' for kind in ("fill", "stroke"))
+    sheet_text = f"<style>@media (prefers-color-scheme: dark){{{dark}}}</style>"
+    head, tail = svg[: svg.index("<svg")], svg[svg.index("<svg") :]
+    opening, rest = tail[: tail.index(">") + 1], tail[tail.index(">") + 1 :]
+    source = base64.b64encode((head + opening + sheet_text + rest).encode()).decode()
+    inches = drawn.get_size_inches()
+    return Picture(
+        f"data:image/svg+xml;base64,{source}",
+        alternative,
+        caption,
+        round(float(inches[0]) * PIXELS_PER_INCH),
+        round(float(inches[1]) * PIXELS_PER_INCH),
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("nilatent").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(page: Page) -> str:
+    """The page as one HTML text that needs no other file."""
+    environment = Environment(
+        loader=PackageLoader("nilatent", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _asset("report.js")
+    # Browsers hash a script after turning every line end into a line feed.
+    plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
+    scripts = [plotly, script] if any(section.scatter for section in page.sections) else [script]
+    html: str = environment.get_template("report.html.j2").render(
+        page=page,
+        css=Markup(_asset("report.css")),
+        plotly=Markup(plotly) if len(scripts) == 2 else "",
+        script=Markup(script),
+        policy=_policy(scripts),
+    )
+    return html

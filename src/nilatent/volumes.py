@@ -1,0 +1,442 @@
+"""Volumes: scans on one grid in a memory-mapped cache, the grid, the mask, the template, and voxel PCA."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from numpy.lib.format import open_memmap
+from scipy import linalg, ndimage
+
+from nilatent.cohort import Cohort
+from nilatent.errors import GridError, SettingError
+from nilatent.progress import track
+from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
+
+TEMPLATES = ("t1", "gm", "wm", "csf", "mask")
+# The box that holds the template brain with a margin, in mm; every side is a multiple of eight voxels at 1-4 mm.
+BOX_MM = (160.0, 192.0, 160.0)
+CENTRE_MM = (0.0, -17.0, 5.0)
+# Grey-matter prior above which a voxel belongs to the mask: a fixed mask, so no scan of the test part shapes it.
+GM_PRIOR_IN_MASK = 0.05
+PCA_MAX_SCANS = 2000
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular, RAS-oriented, isotropic voxel grid.
+
+    Parameters
+    ----------
+    shape : tuple[int, int, int]
+        Voxels along left-right, posterior-anterior and inferior-superior.
+    affine : ndarray
+        (4, 4) voxel indices to millimetres.
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Refuse a grid that is rotated, flipped or anisotropic."""
+        matrix = np.asarray(self.affine, dtype=float)
+        spacing = matrix[0, 0]
+        if spacing <= 0 or not np.allclose(matrix[:3, :3], spacing * np.eye(3), atol=1e-4):
+            raise GridError(f"A grid is RAS and isotropic; this one has the affine {matrix[:3, :3].tolist()}.")
+
+    @staticmethod
+    def mni(spacing_mm: float) -> "Grid":
+        """The MNI152 grid at a spacing of 1 to 6 mm.
+
+        Parameters
+        ----------
+        spacing_mm : float
+            Voxel size.
+
+        Returns
+        -------
+        Grid
+            Covers the template brain; side lengths are multiples of eight.
+
+        Raises
+        ------
+        SettingError
+            When the spacing is out of range.
+
+        Examples
+        --------
+        >>> Grid.mni(4.0).shape
+        (40, 48, 40)
+        """
+        if not 1.0 <= spacing_mm <= 6.0:
+            raise SettingError(f"spacing_mm is between 1 and 6, got {spacing_mm}. Usual values are 1, 2, 3 and 4.")
+        shape = tuple(math.ceil(side / spacing_mm / 8 - 1e-9) * 8 for side in BOX_MM)
+        affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+        affine[:3, 3] = np.asarray(CENTRE_MM) - spacing_mm * (np.asarray(shape) - 1) / 2
+        return Grid((shape[0], shape[1], shape[2]), affine)
+
+    @property
+    def spacing_mm(self) -> float:
+        """Voxel size in millimetres."""
+        return float(self.affine[0, 0])
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return self.spacing_mm**3 / 1000
+
+    def to_image(self, array: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> nib.Nifti1Image:
+        """A NIfTI image of an array on this grid.
+
+        Raises
+        ------
+        GridError
+            When the array has another shape.
+        """
+        if tuple(array.shape) != self.shape:
+            raise GridError(f"The array has shape {tuple(array.shape)}, the grid {self.shape}.")
+        image = nib.Nifti1Image(np.asarray(array, dtype=dtype), self.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self.affine, code="mni")
+        image.set_qform(self.affine, code="mni")
+        return image
+
+    def check_same(self, shape: Sequence[int], affine: npt.NDArray[Any], *, place: str) -> None:
+        """Refuse an image that is not on this grid.
+
+        Raises
+        ------
+        GridError
+            Names the place and both grids.
+        """
+        if tuple(shape) != self.shape or not np.allclose(affine, self.affine, atol=1e-3):
+            raise GridError(
+                f"{place} is on a {'x'.join(map(str, shape))} grid with origin {np.round(affine[:3, 3], 1).tolist()}; "
+                f"expected {'x'.join(map(str, self.shape))} at {self.spacing_mm:g} mm with origin "
+                f"{np.round(self.affine[:3, 3], 1).tolist()}. Run `nilatent prepare` on it with this spacing."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist(), "space": "MNI152NLin2009aSym"}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Grid":
+        """The grid that :meth:`to_dict` described."""
+        shape = values["shape"]
+        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), np.asarray(values["affine"], dtype=float))
+
+
+@cache
+def _template_at_1mm(name: str) -> nib.Nifti1Image:
+    # nilearn is slow to import and not every reader of volumes needs the template.
+    from nilearn import datasets
+
+    if name == "t1":
+        return datasets.load_mni152_template(resolution=1)
+    if name == "mask":
+        return datasets.load_mni152_brain_mask(resolution=1)
+    if name in ("gm", "wm"):
+        load = datasets.load_mni152_gm_template if name == "gm" else datasets.load_mni152_wm_template
+        return load(resolution=1)
+    mask, grey, white = (_template_at_1mm(part).get_fdata(dtype=np.float32) for part in ("mask", "gm", "wm"))
+    return nib.Nifti1Image(np.clip(mask - grey - white, 0, 1), _template_at_1mm("mask").affine)
+
+
+def template(name: str, grid: Grid | None = None) -> nib.Nifti1Image:
+    """The MNI152 2009a template that comes with nilearn: T1, tissue priors or brain mask.
+
+    Parameters
+    ----------
+    name : str
+        ``"t1"`` (brain only), ``"gm"``, ``"wm"``, ``"csf"`` (mask minus both) or ``"mask"``.
+    grid : Grid, optional
+        Resample to this grid by averaging over each voxel; without it, the 1 mm original.
+
+    Returns
+    -------
+    Nifti1Image
+        Float32, in [0, 1]; the mask at a coarse grid holds the fraction of the voxel inside the brain.
+
+    Raises
+    ------
+    SettingError
+        For another name.
+
+    References
+    ----------
+    Fonov et al. (2011). https://doi.org/10.1016/j.neuroimage.2010.07.033
+    """
+    if name not in TEMPLATES:
+        raise SettingError(f"The template is one of {', '.join(TEMPLATES)}, got '{name}'.")
+    source = _template_at_1mm(name)
+    array = source.get_fdata(dtype=np.float32)
+    if name == "t1":
+        array = array / array.max()
+    if grid is None:
+        return nib.Nifti1Image(array.astype(np.float32), source.affine)
+    return grid.to_image(average_to_grid(array, source.affine, grid))
+
+
+def average_to_grid(array: npt.NDArray[Any], affine: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
+    """Mean of an image over every voxel of a grid, by sampling each voxel densely and averaging.
+
+    Parameters
+    ----------
+    array : ndarray
+        (x, y, z) image; 0 is assumed outside.
+    affine : ndarray
+        (4, 4) of the image.
+    grid : Grid
+        Target.
+
+    Returns
+    -------
+    ndarray
+        On the grid; the integral of the image is kept to the accuracy of the sampling.
+    """
+    source_spacing = float(np.linalg.norm(np.asarray(affine)[:3, :3], axis=0).min())
+    n_sub = max(1, math.ceil(grid.spacing_mm / source_spacing - 1e-6))
+    fine = grid.affine.copy()
+    fine[:3, :3] /= n_sub
+    fine[:3, 3] -= grid.spacing_mm / 2 * (1 - 1 / n_sub)
+    to_source = np.linalg.inv(affine) @ fine
+    shape = tuple(side * n_sub for side in grid.shape)
+    sampled = ndimage.affine_transform(
+        np.asarray(array, dtype=np.float32), to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=1
+    )
+    x, y, z = grid.shape
+    return np.asarray(sampled.reshape(x, n_sub, y, n_sub, z, n_sub).mean(axis=(1, 3, 5)), dtype=np.float32)
+
+
+def gm_mask(grid: Grid) -> npt.NDArray[np.bool_]:
+    """Voxels of a grid where grey matter can be, from the template alone."""
+    return np.asarray(template("gm", grid).get_fdata(dtype=np.float32) > GM_PRIOR_IN_MASK)
+
+
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """Scans on one grid.
+
+    Parameters
+    ----------
+    data : ndarray or memmap
+        (scan, x, y, z) float16.
+    mask : ndarray
+        (x, y, z) bool; analyses and losses look inside it only.
+    grid : Grid
+        Of every scan.
+    scans : DataFrame
+        Index ``scan_id``; columns ``subject_id`` and ``dataset``, one row per volume in the same order.
+    content_hash : str
+        Hash of values, mask, grid and rows.
+    """
+
+    data: npt.NDArray[np.float16]
+    mask: npt.NDArray[np.bool_]
+    grid: Grid
+    scans: pd.DataFrame
+    content_hash: str
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.data.shape != (len(self.scans), *self.grid.shape) or self.mask.shape != self.grid.shape:
+            raise GridError(
+                f"Volumes hold data {self.data.shape}, mask {self.mask.shape}, grid {self.grid.shape} and "
+                f"{len(self.scans)} scans: these do not fit together. Delete the volumes folder and pack again."
+            )
+
+    def masked(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
+        """Values inside the mask, (row, voxel) float32."""
+        flat = np.flatnonzero(self.mask)
+        out = np.empty((len(rows), flat.size), dtype=np.float32)
+        for position, row in enumerate(rows):
+            out[position] = self.data[int(row)].reshape(-1)[flat]
+        return out
+
+    def rows(self, scan_ids: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Row of each scan.
+
+        Raises
+        ------
+        GridError
+            When a scan is not in the cache.
+        """
+        found = self.scans.index.get_indexer(pd.Index(scan_ids))
+        if (found < 0).any():
+            absent = pd.Index(scan_ids)[found < 0][0]
+            raise GridError(f"Scan {absent} is not in the volumes cache. Pack the cohort again.")
+        return np.asarray(found, dtype=np.intp)
+
+
+def volumes_in_memory(
+    array: npt.NDArray[Any], *, mask: npt.NDArray[np.bool_], grid: Grid, scans: pd.DataFrame
+) -> Volumes:
+    """Volumes from an array, for simulations and notebooks; the same checks as from disk."""
+    data = np.ascontiguousarray(array, dtype=np.float16)
+    digest = hash_values([data.tobytes().hex(), mask.tobytes().hex(), grid.to_dict(), list(scans.index)])
+    return Volumes(data, np.asarray(mask, dtype=bool), grid, scans, digest)
+
+
+def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
+    """Copy prepared maps into one memory-mapped cache.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Prepared: every path is a map on the grid.
+    grid : Grid
+        The grid all must share.
+    folder : Path
+        Receives ``volumes.npy``, ``mask.nii.gz``, ``grid.json`` and ``scans.tsv``; may be deleted at any time.
+
+    Returns
+    -------
+    Volumes
+        Opened from the folder.
+
+    Raises
+    ------
+    GridError
+        When a map is on another grid or does not fit float16.
+    """
+    shape = (len(cohort.scans), *grid.shape)
+    with atomic(folder / "volumes.npy") as temporary:
+        data = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]
+        paths = zip(cohort.scans.index, cohort.scans["path"], strict=True)
+        for row, (scan_id, path) in enumerate(track(paths, total=len(cohort.scans), label="pack")):
+            image = nib.load(path)
+            grid.check_same(image.shape, image.affine, place=f"Scan {scan_id} ({path})")
+            values = image.get_fdata(dtype=np.float32)
+            if not np.isfinite(values).all() or np.abs(values).max() > FLOAT16_MAX:
+                raise GridError(f"Scan {scan_id} ({path}) holds values outside float16. Prepare it again.")
+            data[row] = values
+        data.flush()
+        del data
+    with atomic(folder / "mask.nii.gz") as temporary:
+        nib.save(grid.to_image(gm_mask(grid), dtype=np.uint8), temporary)
+    with atomic(folder / "scans.tsv") as temporary:
+        cohort.scans[["subject_id", "dataset"]].to_csv(temporary, sep="\t", index_label="scan_id")
+    write_json(folder / "grid.json", grid.to_dict() | {"volumes_sha256": hash_file(folder / "volumes.npy")})
+    return open_volumes(folder)
+
+
+def open_volumes(folder: Path) -> Volumes:
+    """Open a cache that :func:`pack` left; volumes are mapped, not read.
+
+    Raises
+    ------
+    GridError
+        When the folder is not a complete cache.
+    """
+    folder = Path(folder)
+    missing = [
+        name for name in ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv") if not (folder / name).is_file()
+    ]
+    if missing:
+        raise GridError(f"{folder} lacks {', '.join(missing)}, so it is not a volumes cache. Pack the cohort again.")
+    described = read_json(folder / "grid.json")
+    grid = Grid.from_dict(described)
+    mask = np.asarray(nib.load(folder / "mask.nii.gz").dataobj) > 0
+    scans = pd.read_csv(folder / "scans.tsv", sep="\t", dtype=str, keep_default_na=False).set_index("scan_id")
+    data = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
+    digest = hash_values([described, mask.tobytes().hex(), list(scans.index)])
+    return Volumes(data, mask, grid, scans, digest)
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelPca:
+    """Principal components of the voxels inside the mask.
+
+    Parameters
+    ----------
+    mean : ndarray
+        (voxel,) mean image.
+    components : ndarray
+        (component, voxel), orthonormal rows, largest variance first.
+    sd : ndarray
+        (component,) standard deviation of the scores of the scans it was fitted on, divisor n - 1.
+    residual_variance : float
+        Mean variance per voxel that the components leave, divisor n - 1.
+    """
+
+    mean: npt.NDArray[np.float32]
+    components: npt.NDArray[np.float32]
+    sd: npt.NDArray[np.float32]
+    residual_variance: float
+
+    def scores(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores (scan, component) of masked scans (scan, voxel)."""
+        return np.asarray((x - self.mean) @ self.components.T, dtype=np.float32)
+
+    def reconstruct(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Masked scans (scan, voxel) as the components see them."""
+        return np.asarray(self.mean + self.scores(x) @ self.components, dtype=np.float32)
+
+
+def voxel_pca(
+    volumes: Volumes,
+    rows: Sequence[int] | npt.NDArray[np.integer[Any]],
+    n_components: int,
+    *,
+    seed: int,
+    max_scans: int = PCA_MAX_SCANS,
+) -> VoxelPca:
+    """PCA of voxels through the scan-by-scan Gram matrix.
+
+    Parameters
+    ----------
+    volumes : Volumes
+        The scans.
+    rows : Sequence[int]
+        Rows of the training scans; no other scan is touched.
+    n_components : int
+        At most the number of scans minus one.
+    seed : int
+        Draws the scans when there are more than `max_scans`.
+    max_scans : int
+        Upper limit on the scans used.
+
+    Returns
+    -------
+    VoxelPca
+        Each component's largest weight is positive, so the sign does not depend on the machine.
+
+    Raises
+    ------
+    SettingError
+        When more components are asked for than the scans can give.
+    """
+    rows = np.sort(np.asarray(rows, dtype=np.intp))
+    if len(rows) > max_scans:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_scans, replace=False))
+    n_scans = len(rows)
+    if not 1 <= n_components < n_scans:
+        raise SettingError(
+            f"PCA of {n_scans} scans has at most {n_scans - 1} components, {n_components} were asked for. "
+            "Lower n_latent or bring more training scans."
+        )
+    x = volumes.masked(rows)
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x -= mean
+    gram = (x @ x.T).astype(np.float64)
+    values, vectors = linalg.eigh(gram)
+    values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]
+    if values[-1] <= 1e-6 * max(values[0], np.finfo(float).tiny):
+        raise SettingError(
+            f"The {n_scans} training scans span fewer than {n_components} dimensions. Lower n_latent, and look for "
+            "scans that are copies of one another."
+        )
+    components = ((vectors / np.sqrt(values)).T.astype(np.float32)) @ x
+    flips = np.sign(components[np.arange(n_components), np.abs(components).argmax(axis=1)])
+    components *= flips[:, None]
+    left = float(np.trace(gram) - values.sum()) / (n_scans - 1) / x.shape[1]
+    sd = np.sqrt(values / (n_scans - 1)).astype(np.float32)
+    return VoxelPca(mean, components, sd, max(left, 0.0))
