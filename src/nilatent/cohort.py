@@ -194,6 +194,35 @@ def exclude(cohort: Cohort, failures: Sequence[Mapping[str, str]]) -> Cohort:
     return replace(cohort, scans=cohort.scans.drop(index=ids), excluded=excluded)
 
 
+def select(cohort: Cohort, labels: Sequence[str]) -> Cohort:
+    """The scans of some subjects only.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Left as it is.
+    labels : Sequence[str]
+        Subjects, with or without ``sub-``.
+
+    Returns
+    -------
+    Cohort
+        Fewer rows; the list of excluded scans keeps the chosen subjects' only.
+
+    Raises
+    ------
+    CohortError
+        When a label names no subject.
+    """
+    wanted = [label if label in set(cohort.scans["subject_id"]) else f"sub-{label}" for label in labels]
+    known = {*cohort.scans["subject_id"], *(text.split("_ses-")[0] for text in cohort.excluded["scan_id"])}
+    absent = [label for label in wanted if label not in known]
+    if absent:
+        raise CohortError(f"There is no subject {absent[0]}. The subjects are {', '.join(sorted(known)[:10])} ...")
+    mine = cohort.excluded["scan_id"].map(lambda text: text.split("_ses-")[0] in wanted).astype(bool)
+    return replace(cohort, scans=cohort.scans[cohort.scans["subject_id"].isin(wanted)], excluded=cohort.excluded[mine])
+
+
 def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:
     """Write ``scans.tsv``, ``excluded.tsv`` and ``scans.json`` (the data dictionary); returns the paths."""
     paths = [folder / "scans.tsv", folder / "excluded.tsv", folder / "scans.json"]

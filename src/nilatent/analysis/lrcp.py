@@ -1,8 +1,8 @@
 """LRCP, latent-regional correlation profiling: which regions the latents carry, and whether that tells groups apart.
 
-A region is called positive when two things hold at once, family-wise over regions: the latents are associated with its
-grey matter (*association*), and what they carry of it separates the groups (*discriminability*). Its p-value is the
-larger of the two. The scheme follows the abstract of the paper; the equations are ours: "LRCP as implemented here".
+A region is called when two things hold at once, family-wise over regions: the latents are associated with its grey matter
+(*association*), and what they carry of it separates the groups (*discriminability*). Its p-value is the larger of the
+two. The published abstract joins these two ingredients; the equations are ours: "LRCP as implemented here".
 
 References
 ----------
@@ -10,180 +10,361 @@ arXiv:2509.03675. Freedman & Lane 1983, doi:10.1080/07350015.1983.10509354. Nich
 doi:10.1016/j.neuroimage.2004.12.005.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
-from sklearn.linear_model import RidgeCV
+from sklearn.metrics import roc_auc_score
 
-from nilatent.analysis import stats
+from nilatent.analysis import discriminability, stats
+from nilatent.analysis.contrast import Comparison, NotComparableError, compare_groups
+from nilatent.atlas import RegionWeights, region_map
+from nilatent.errors import CohortError
+from nilatent.finding import Finding, not_run
+from nilatent.latents import check_latents
+from nilatent.volumes import Grid
 
-LINK_Q, LINK_A = 0.05, 0.2
-PENALTY = 0.1
-PENALTIES = tuple(10.0**power for power in np.arange(-2, 4.1, 0.5))
-
-
-def unit_scale(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Divide each column by its root mean square over the given rows; a column that is zero there stays zero."""
-    size = np.sqrt(np.square(values[rows]).mean(axis=0))
-    return np.asarray(values / np.where(size > 1e-12, size, np.inf))
-
-
-def label_free_folds(n_scans: int, n_folds: int, *, seed: int) -> np.ndarray:
-    """(scan,) fold of each scan, equal in size and drawn without the labels.
-
-    Folds stratified by label would make the out-of-fold scores depend on the labels that the permutation test shuffles;
-    drawn without them, the test is exact.
-    """
-    return np.random.default_rng(seed).permutation(np.arange(n_scans) % n_folds)
+NAME = "lrcp"
+QUESTION = "In which brain regions does the latent description carry grey matter that differs between the groups?"
+COLUMNS = ("name", "label", "a", "p_a", "bal_acc", "p_d", "p", "grade", "badge", "rank")
 
 
-def readout_scores(
-    latents: np.ndarray, regions: np.ndarray, confounds: np.ndarray | None, folds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the latents know of each region, out of fold: ridge of the region on all latents.
-
-    Confounds, scales, penalty (leave-one-out) and weights come from the training scans of each fold. Labels play no part.
+@dataclass(frozen=True)
+class LrcpConfig:
+    """Settings of :func:`lrcp`.
 
     Parameters
     ----------
-    latents, regions : ndarray
-        (scan, latent) and (scan, region).
-    confounds : ndarray or None
-        (scan, confound) removed from both.
-    folds : ndarray
-        (scan,) fold of each scan.
-
-    Returns
-    -------
-    scores : ndarray
-        (scan, region) predicted region, in units of its residual SD.
-    r2 : ndarray
-        (region,) cross-validated share of the region's residual variance that the latents predict; negative when they
-        predict worse than the training mean.
+    group : str
+        Column of the groups.
+    contrast : str
+        ``"A:B"`` with B the reference; empty takes the two groups when there are exactly two.
+    covariates : tuple[str, ...]
+        Confounds removed from regions, latents and groups.
+    site : str
+        Column of the site: a confound, and the block within which permutations stay. Empty for none.
+    adjust_global : bool
+        Also remove total grey matter and head size, so that one global latent does not mark every region.
+    discriminability : {"readout", "linked"}
+        Which reading decides ``p_d``; the other stands beside it.
+    n_permutations : int
+        Permutations of association and of the readout.
+    n_permutations_linked : int
+        Permutations of the linked classifier, which is refitted in each.
+    n_folds : int
+        Cross-validation folds over subjects.
+    alpha : float
+        Family-wise error rate at which a region is called, in (0, 1).
+    seed : int
+        Of folds and permutations.
     """
-    scores, truth = np.zeros(regions.shape), np.zeros(regions.shape)
-    for fold in np.unique(folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        z = unit_scale(stats.residualise(latents, confounds, fit_rows=train), train)
-        x = unit_scale(stats.residualise(regions, confounds, fit_rows=train), train)
-        ridge = RidgeCV(alphas=PENALTIES, fit_intercept=False, alpha_per_target=True).fit(z[train], x[train])
-        scores[test], truth[test] = ridge.predict(z[test]).reshape(len(test), -1), x[test]
-    return scores, 1 - np.square(truth - scores).sum(axis=0) / np.square(truth).sum(axis=0)
 
-
-def balanced_targets(is_case: np.ndarray) -> np.ndarray:
-    """(scan,) least-squares targets that weigh both classes alike: 1/n of the class, negative for the reference."""
-    return np.where(is_case, 1 / is_case.sum(), -1 / (~is_case).sum())
-
-
-def balanced_accuracy(predicted_case: np.ndarray, is_case: np.ndarray) -> np.ndarray:
-    """(column,) mean of the shares of cases and of references that are called right; ties (0.5) count half."""
-    return np.asarray((predicted_case[is_case].mean(axis=0) + 1 - predicted_case[~is_case].mean(axis=0)) / 2)
-
-
-def score_accuracy(scores: np.ndarray, is_case: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """(region,) balanced accuracy of each score, cut midway between the class means of the other folds."""
-    called = np.full(scores.shape, 0.5)
-    for fold in np.unique(folds):
-        train, test = folds != fold, folds == fold
-        cases, references = scores[train & is_case].mean(axis=0), scores[train & ~is_case].mean(axis=0)
-        side = (scores[test] - (cases + references) / 2) * (cases - references)
-        called[test] = np.where(side == 0, 0.5, side > 0)
-    return balanced_accuracy(called, is_case)
-
-
-def linked_latents(z: np.ndarray, x: np.ndarray, *, n_confounds: int) -> np.ndarray:
-    """(region, latent) bool, the set J_r of methods: q <= .05 by the t-test over all pairs and |a| >= .2.
-
-    The selection sees no labels, so it needs no permutation to be fair; it decides only which latents are looked at.
-    """
-    a = x.T @ z / len(z)
-    q = stats.fdr(stats.correlation_p(a, degrees=len(z) - 2 - n_confounds))
-    return np.asarray((q <= LINK_Q) & (np.abs(a) >= LINK_A))
+    group: str = "group"
+    contrast: str = ""
+    covariates: tuple[str, ...] = ()
+    site: str = ""
+    adjust_global: bool = True
+    discriminability: Literal["readout", "linked"] = "readout"
+    n_permutations: int = 5000
+    n_permutations_linked: int = 2000
+    n_folds: int = 10
+    alpha: float = 0.05
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class LinkedTest:
-    """Discriminability from the latents J_r: balanced accuracy, family-wise p, and mean size of J_r, each (region,)."""
+class Profile:
+    """Array results of :func:`profile`; every array is (region,) or (region, latent)."""
 
-    bal_acc: np.ndarray
-    p_fwe: np.ndarray
-    n_linked: np.ndarray
+    pooled: stats.CorrelationTest
+    centred: stats.CorrelationTest
+    unadjusted: stats.CorrelationTest
+    readout: np.ndarray
+    r2: np.ndarray
+    readout_acc: np.ndarray
+    readout_p: np.ndarray
+    linked: discriminability.LinkedTest
+    region_p: np.ndarray
 
 
-def linked_test(
-    latents: np.ndarray,
-    regions: np.ndarray,
-    confounds: np.ndarray | None,
-    *,
-    is_case: np.ndarray,
-    folds: np.ndarray,
-    orders: np.ndarray,
-) -> LinkedTest:
-    """Class-balanced ridge on the latents linked to each region, J_r chosen anew in every training fold.
-
-    The statistic is the correlation of the out-of-fold prediction with the targets; targets are shuffled after confounds
-    are removed from them (Freedman-Lane), all permutations in one matrix product per region and fold.
+def profile(
+    latents: np.ndarray, regions: np.ndarray, comparison: Comparison, config: LrcpConfig, *, unadjusted: np.ndarray
+) -> Profile:
+    """Association and discriminability of every region: the array core.
 
     Parameters
     ----------
     latents, regions : ndarray
-        (scan, latent) and (scan, region).
-    confounds : ndarray or None
-        (scan, confound) removed from latents, regions and targets.
-    is_case : ndarray
-        (scan,) bool label.
-    folds : ndarray
-        (scan,) fold of each scan.
-    orders : ndarray
-        (permutation, scan) orders.
+        (scan, latent) and (scan, region) of the scans of the comparison, in its order.
+    comparison : Comparison
+        Groups, confounds and blocks of the same scans.
+    config : LrcpConfig
+        Settings.
+    unadjusted : ndarray
+        (scan, confound) the confounds without total grey matter and head size.
 
     Returns
     -------
-    LinkedTest
-        An empty J_r predicts nothing: balanced accuracy 0.5, statistic 0.
+    Profile
+        Observed values and p-values.
     """
-    targets = shuffled_targets(is_case, confounds, orders)
-    n_scans, n_regions = regions.shape
-    prepared = []
-    rank = stats.confound_basis(confounds, n_scans).shape[1] - 1
-    for fold in np.unique(folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        z = unit_scale(stats.residualise(latents, confounds, fit_rows=train), train)
-        x = unit_scale(stats.residualise(regions, confounds, fit_rows=train), train)
-        links = linked_latents(z[train], x[train], n_confounds=rank)
-        gram, moments = z[train].T @ z[train] / len(train), z[train].T @ targets[train] / len(train)
-        middle = (z[train][is_case[train]].mean(axis=0) + z[train][~is_case[train]].mean(axis=0)) / 2
-        prepared.append((test, z[test], links, gram, moments, middle))
-    statistic, called = np.zeros((n_regions, targets.shape[1])), np.full((n_scans, n_regions), 0.5)
-    predicted = np.zeros(targets.shape)
-    for region in range(n_regions):
-        predicted[:] = 0
-        for test, z_test, links, gram, moments, middle in prepared:
-            linked = np.flatnonzero(links[region])
-            if len(linked) == 0:
-                continue
-            weights = np.linalg.solve(gram[np.ix_(linked, linked)] + PENALTY * np.eye(len(linked)), moments[linked])
-            predicted[test] = z_test[:, linked] @ weights
-            side = predicted[test, 0] - middle[linked] @ weights[:, 0]
-            called[test, region] = np.where(side == 0, 0.5, side > 0)
-        size = np.linalg.norm(predicted, axis=0) * np.linalg.norm(targets, axis=0)
-        statistic[region] = (predicted * targets).sum(axis=0) / np.maximum(size, 1e-30)
-    return LinkedTest(
-        bal_acc=balanced_accuracy(called, is_case),
-        p_fwe=stats.max_p(statistic[:, 0], statistic[:, 1:].max(axis=0)),
-        n_linked=np.mean([links.sum(axis=1) for _, _, links, *_ in prepared], axis=0),
+    is_case, blocks, confounds = comparison.is_case, comparison.blocks, comparison.confounds
+    orders = stats.permutations(len(latents), config.n_permutations, seed=config.seed, blocks=blocks)
+    site = np.full(len(latents), "") if blocks is None else blocks
+    within = [f"{block}/{case}" for block, case in zip(site, is_case, strict=True)]
+    centred_orders = stats.permutations(len(latents), config.n_permutations, seed=config.seed + 1, blocks=within)
+    with_class = np.column_stack([confounds, is_case])
+    folds = discriminability.label_free_folds(len(latents), config.n_folds, seed=config.seed + 2)
+    readout, r2 = discriminability.readout_scores(latents, regions, confounds, folds)
+    targets = discriminability.balanced_targets(is_case)
+    linked_orders = orders[: config.n_permutations_linked]
+    return Profile(
+        pooled=stats.permuted_correlation(regions, latents, orders, confounds=confounds),
+        centred=stats.permuted_correlation(regions, latents, centred_orders, confounds=with_class),
+        unadjusted=stats.permuted_correlation(regions, latents, orders, confounds=unadjusted),
+        readout=readout,
+        r2=r2,
+        readout_acc=discriminability.score_accuracy(readout, is_case, folds),
+        readout_p=stats.permuted_correlation(readout, targets, orders, confounds=confounds).p_fwe[:, 0],
+        linked=discriminability.linked_test(
+            latents, regions, confounds, is_case=is_case, folds=folds, orders=linked_orders
+        ),
+        region_p=stats.permuted_correlation(regions, targets, orders, confounds=confounds).p_fwe[:, 0],
     )
 
 
-def shuffled_targets(is_case: np.ndarray, confounds: np.ndarray | None, orders: np.ndarray) -> np.ndarray:
-    """(scan, 1 + permutation) unit targets free of confounds: the observed first, then the shuffled."""
-    basis = stats.confound_basis(confounds, len(is_case))
-    observed = stats.unit_residuals(balanced_targets(is_case), basis, what="The group")
-    shuffled = np.hstack([observed, observed[orders.T, 0]])
-    return np.asarray(shuffled - basis @ (basis.T @ shuffled))
+def ranking_score(r2: np.ndarray, bal_acc: np.ndarray) -> np.ndarray:
+    """Ranking score sqrt(A_r max(0, 2 bal_acc - 1)), in [0, 1]; it orders the table and decides nothing.
+
+    A_r is the cross-validated multiple correlation sqrt(max(A2_r, 0)) of the region with all latents, not the largest
+    single |a_rj|: a region's signal may spread over several latents, and how much falls on one depends on their basis.
+    """
+    association = np.sqrt(np.clip(r2, 0, 1))
+    return np.asarray(np.sqrt(association * np.maximum(0, 2 * bal_acc - 1)))
+
+
+def lrcp(
+    latents: xr.Dataset,
+    regions: pd.DataFrame,
+    scans: pd.DataFrame,
+    weights: RegionWeights,
+    grid: Grid,
+    mask: npt.NDArray[np.bool_],
+    config: LrcpConfig,
+) -> Finding:
+    """Latent-regional correlation profile of a cohort.
+
+    Parameters
+    ----------
+    latents : Dataset
+        Latents with the schema of :mod:`nilatent.latents`.
+    regions : DataFrame
+        Index scan_id, one column per region in the order of `weights`: mean grey matter.
+    scans : DataFrame
+        Index scan_id; ``subject_id`` and the columns named in `config`; ``head_size_factor`` is used when present.
+    weights : RegionWeights
+        The atlas on the grid.
+    grid, mask : Grid, ndarray
+        Grid and (x, y, z) mask of the volumes.
+    config : LrcpConfig
+        Settings.
+
+    Returns
+    -------
+    Finding
+        Table of regions by rank, profile matrices, maps; or "not run" with the reason.
+
+    Raises
+    ------
+    CohortError
+        When latents, regions and scans do not hold the same scans.
+    SettingError
+        When a setting names what does not exist.
+    """
+    z, x = _joined(latents, regions, scans, weights)
+    global_columns = ["total_gm"] if config.adjust_global else []
+    if config.adjust_global and "head_size_factor" in scans and scans["head_size_factor"].notna().any():
+        global_columns.append("head_size_factor")
+    table = scans.assign(total_gm=x @ weights.n_voxels)
+    covariates = [*config.covariates, *global_columns]
+    try:
+        comparison = compare_groups(
+            table, group=config.group, contrast=config.contrast, covariates=covariates, site=config.site
+        )
+    except NotComparableError as error:
+        return not_run(NAME, QUESTION, str(error))
+    chosen = scans.iloc[comparison.rows]
+    z, x = z[comparison.rows], x[comparison.rows]
+    with_class = np.column_stack([comparison.confounds, comparison.is_case])
+    kept_z, kept_x = stats.varying(z, with_class), stats.varying(x, with_class)
+    if not kept_z.any() or not kept_x.any():
+        return not_run(NAME, QUESTION, "no latent or no region varies between scans once confounds are removed")
+    plain = stats.confound_matrix(chosen, [*config.covariates, *([config.site] if config.site else [])])
+    result = profile(z[:, kept_z], x[:, kept_x], comparison, config, unadjusted=plain)
+    labels, names = weights.labels[kept_x], np.asarray(weights.names)[kept_x]
+    found = _table(result, x[:, kept_x], comparison, config, names=names, labels=labels)
+    data = _data(result, comparison, chosen, names=names, latent=latents["latent"].values[kept_z])
+    by_label = found.set_index("label").reindex(weights.labels)
+    values = {"a": by_label["a"], "minus_log10_p": -np.log10(by_label["p"]), "score": by_label["score"]}
+    flat = [*np.asarray(weights.names)[~kept_x], *latents["latent"].values[~kept_z]]
+    return Finding(
+        name=NAME,
+        question=QUESTION,
+        answer=_answer(found, comparison, config),
+        table=found,
+        data=data,
+        settings=asdict(config)
+        | {"contrast": comparison.label, "confounds": covariates, "left_out": comparison.left_out},
+        caveats=_caveats(latents, comparison, config, covariates=covariates, flat=flat, linked=result.linked),
+        n_scans=len(chosen),
+        n_subjects=len(chosen),
+        maps={name: region_map(weights, column.fillna(0).to_numpy(), grid, mask) for name, column in values.items()},
+    )
+
+
+def _joined(
+    latents: xr.Dataset, regions: pd.DataFrame, scans: pd.DataFrame, weights: RegionWeights
+) -> tuple[np.ndarray, np.ndarray]:
+    check_latents(latents)
+    if list(regions.columns) != list(weights.names):
+        raise CohortError("The columns of the regions are not the regions of the atlas. Compute the regions again.")
+    for what, index in (("latents", pd.Index(latents["scan"].values)), ("regions", regions.index)):
+        apart = scans.index.symmetric_difference(index)
+        if len(apart):
+            raise CohortError(
+                f"The {what} and the cohort do not hold the same scans: {apart[0]} ({len(apart)} in all) is in one only. "
+                "Encode and measure the same cohort."
+            )
+    z = latents["mean"].sel(scan=scans.index.to_numpy()).values.reshape(len(scans), -1).astype(np.float64)
+    return z, regions.loc[scans.index].to_numpy(dtype=np.float64)
+
+
+def _table(
+    result: Profile,
+    regions: np.ndarray,
+    comparison: Comparison,
+    config: LrcpConfig,
+    *,
+    names: np.ndarray,
+    labels: np.ndarray,
+) -> pd.DataFrame:
+    linked, decides_by_readout = result.linked, config.discriminability == "readout"
+    bal_acc, p_d = (result.readout_acc, result.readout_p) if decides_by_readout else (linked.bal_acc, linked.p_fwe)
+    p_a, p_centred = result.pooled.p_fwe.min(axis=1), result.centred.p_fwe.min(axis=1)
+    p = np.maximum(p_a, p_d)
+    held = np.where(p_centred <= config.alpha, "strong", "class-mediated")
+    cases = result.readout[comparison.is_case].mean(axis=0) < result.readout[~comparison.is_case].mean(axis=0)
+    table = pd.DataFrame(
+        {
+            "name": names,
+            "label": labels,
+            "a": np.abs(result.pooled.observed).max(axis=1),
+            "p_a": p_a,
+            "bal_acc": bal_acc,
+            "p_d": p_d,
+            "p": p,
+            "grade": np.where(p <= config.alpha, held, "none"),
+            "badge": "not assessed",
+            "rank": 0,
+            "score": ranking_score(result.r2, bal_acc),
+            "direction": np.where(cases, f"lower in {comparison.case}", f"higher in {comparison.case}"),
+            "r2_latents": result.r2,
+            "a_centred": np.abs(result.centred.observed).max(axis=1),
+            "p_centred": p_centred,
+            "a_unadjusted": np.abs(result.unadjusted.observed).max(axis=1),
+            "p_unadjusted": result.unadjusted.p_fwe.min(axis=1),
+            "bal_acc_readout": result.readout_acc,
+            "p_readout": result.readout_p,
+            "bal_acc_linked": linked.bal_acc,
+            "p_linked": linked.p_fwe,
+            "n_linked": linked.n_linked,
+            # P(a case has less grey matter than a reference): what plain ROI analysis of the raw region says.
+            "auc_region": [roc_auc_score(comparison.is_case, -column) for column in regions.T],
+            "p_region": result.region_p,
+        }
+    )
+    table = table.sort_values(["score", "p", "label"], ascending=[False, True, True], ignore_index=True)
+    return table.assign(rank=np.arange(1, len(table) + 1))
+
+
+def _data(
+    result: Profile, comparison: Comparison, chosen: pd.DataFrame, *, names: np.ndarray, latent: np.ndarray
+) -> xr.Dataset:
+    pair = ("region", "latent")
+    return xr.Dataset(
+        {
+            "a": (pair, result.pooled.observed),
+            "p_a": (pair, result.pooled.p_fwe),
+            "q_a": (pair, stats.fdr(result.pooled.p_value)),
+            "a_centred": (pair, result.centred.observed),
+            "p_centred": (pair, result.centred.p_fwe),
+            "readout": (("scan", "region"), result.readout),
+            "group": ("scan", np.where(comparison.is_case, comparison.case, comparison.reference).astype(str)),
+        },
+        coords={
+            "region": ("region", names.astype(str)),
+            "latent": ("latent", np.asarray(latent, dtype=str)),
+            "scan": ("scan", chosen.index.to_numpy().astype(str)),
+        },
+        attrs={"case": comparison.case, "reference": comparison.reference},
+    )
+
+
+def _answer(table: pd.DataFrame, comparison: Comparison, config: LrcpConfig) -> str:
+    called = table[table["grade"] != "none"]
+    versus = f"{comparison.case} ({int(comparison.is_case.sum())}) from {comparison.reference} "
+    versus += f"({int((~comparison.is_case).sum())})"
+    plain = int((table["p_region"] <= config.alpha).sum())
+    beside = f"Plain regional grey matter, without a model, tells them apart in {plain} (same error control)."
+    if called.empty:
+        best = table.sort_values("p", kind="stable").iloc[0]
+        return (
+            f"In none of {len(table)} regions do the latents both carry the grey matter and tell {versus}; the smallest "
+            f"family-wise p is {best['p']:.2g} ({best['name']}). {beside}"
+        )
+    shown = "; ".join(
+        f"{row['name']} ({row['direction']}, balanced accuracy {row['bal_acc']:.2f}, p = {row['p']:.2g})"
+        for _, row in called.head(5).iterrows()
+    )
+    strong = int((called["grade"] == "strong").sum())
+    more = "" if len(called) <= 5 else f" and {len(called) - 5} more"
+    return (
+        f"In {len(called)} of {len(table)} regions the latents carry the grey matter and tell {versus} at family-wise "
+        f"p <= {config.alpha:g}: {shown}{more}. The association holds within the groups too in {strong}. {beside}"
+    )
+
+
+def _caveats(
+    latents: xr.Dataset,
+    comparison: Comparison,
+    config: LrcpConfig,
+    *,
+    covariates: list[str],
+    flat: list[str],
+    linked: discriminability.LinkedTest,
+) -> tuple[str, ...]:
+    scans = latents["subject_in_training"].size
+    seen = int(latents["subject_in_training"].values.sum())
+    removed = ", ".join([*covariates, *([config.site] if config.site else [])]) or "nothing"
+    lines = [
+        "LRCP as implemented here: the equations are ours, not those of the paper that gave the name.",
+        "Regions and latents come from the same images, so an association by itself is expected; only together with "
+        "discriminability does it speak about the groups. A difference between groups is not its cause.",
+        f"Removed from regions, latents and groups before any test: {removed}. An effect that acts through these is "
+        "removed with them.",
+        f"The model was fitted on {seen} of the {scans} scans of the cohort, without their labels.",
+        f"The linked classifier uses on average {linked.n_linked.mean():.1f} latents per region. Regions that share latents "
+        "share its verdict, so it is not specific to a region.",
+        "A region that is correlated with an affected region can be called with it.",
+    ]
+    if config.adjust_global and "head_size_factor" not in covariates:
+        lines.append("No head size was found in the cohort, so only total grey matter was adjusted for.")
+    if not config.site:
+        lines.append("No site column was named: differences between scanners can appear as differences between groups.")
+    lines += [f"Left out: {len(ids)} scans ({reason})." for reason, ids in comparison.left_out.items()]
+    if flat:
+        lines.append(f"Constant, or explained by the confounds, and so left out: {', '.join(flat)}.")
+    return tuple(lines)

@@ -141,7 +141,9 @@ def varying(values: np.ndarray, confounds: np.ndarray | None = None) -> np.ndarr
     return np.asarray(left > 1e-9 * np.maximum(np.linalg.norm(values, axis=0), np.finfo(float).tiny))
 
 
-def permutations(n_rows: int, n_permutations: int, *, seed: int, blocks: Sequence[object] | None = None) -> np.ndarray:
+def permutations(
+    n_rows: int, n_permutations: int, *, seed: int, blocks: Sequence[object] | np.ndarray | None = None
+) -> np.ndarray:
     """Random orders of the rows, each block shuffled within itself.
 
     Parameters
@@ -262,7 +264,7 @@ def fdr(p_values: np.ndarray) -> np.ndarray:
 def bootstrap_ratio(
     numerator: np.ndarray,
     denominator: np.ndarray,
-    subjects: Sequence[object],
+    subjects: Sequence[object] | np.ndarray,
     *,
     seed: int,
     n_bootstrap: int = 2000,

@@ -91,7 +91,7 @@ class Mirror(nn.Module):
     n_latent : int
         Length of the latent vector.
     n_smooth : int
-        How many of the last doublings are plain trilinear interpolation. 0 draws the finest detail; 1 or 2 cannot,
+        How many of the last doublings are plain trilinear interpolation (zero beyond the grid). 0 draws the finest detail; 1 or 2 cannot,
         which keeps a correction to a linear decoder smooth and small.
     """
 
@@ -113,6 +113,10 @@ class Mirror(nn.Module):
             else nn.ConvTranspose3d(widths[-1], 1, 4, stride=2, padding=1)
         )
 
+        line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+        self.kernel: Tensor
+        self.register_buffer("kernel", torch.einsum("x,y,z->xyz", line, line, line)[None, None], persistent=False)
+
     def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
         """One volume per latent vector."""
         volume = functional.silu(self.linear(z)).reshape(len(z), *self.coarse)
@@ -123,10 +127,15 @@ class Mirror(nn.Module):
         volume = self.last(volume)
         for shape in self.shapes[level + 1 :]:
             if self.n_smooth > 0:
-                # Interpolation in half precision would leave steps between voxels.
-                volume = functional.interpolate(volume.float(), scale_factor=2, mode="trilinear", align_corners=False)
+                volume = self._interpolate(volume)
             volume = crop(volume, shape)
         return volume.float()
+
+    def _interpolate(self, volume: Tensor) -> Tensor:
+        # A fixed transposed convolution: unlike torch's own trilinear routine its gradient is deterministic on a GPU.
+        # In single precision, because half precision leaves steps between voxels.
+        with torch.autocast(volume.device.type, enabled=False):
+            return functional.conv_transpose3d(volume.float(), self.kernel, stride=2, padding=1)
 
 
 def crop(volume: Float[Tensor, "batch channel a b c"], shape: tuple[int, ...]) -> Float[Tensor, "batch channel x y z"]:

@@ -4,6 +4,7 @@ Volumes are RAS: the first axis grows to the right. Slices are shown as in MNI p
 left is on the left, which every slice says itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,7 +139,7 @@ def show(
 
 def _place(shown: Cut) -> str:
     """Position in words; a sagittal slice says which half of the brain it is in."""
-    words = f"{_LETTER[shown.plane]} = {shown.position_mm:.0f}".replace("-", "−")
+    words = f"{_LETTER[shown.plane]} {shown.position_mm:.0f} mm".replace("-", "−")
     if shown.plane != "sagittal":
         return words
     return f"{words} ({'L' if shown.position_mm < 0 else 'R' if shown.position_mm > 0 else 'L|R'})"
@@ -183,9 +184,10 @@ def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str)
     values = np.where(values == 0, np.nan, values)
     anatomy = np.asarray(background.dataobj, dtype=np.float32)
     norm, colour_map = limits(values)
-    drawn = style.figure(10.0, 3.15)
-    panels = drawn.subplots(2, len(AXIAL_MM), gridspec_kw={"wspace": 0.0, "hspace": 0.0})
     planes: tuple[tuple[Plane, tuple[float, ...]], ...] = (("axial", AXIAL_MM), ("coronal", CORONAL_MM))
+    drawn, panels = mosaic(
+        len(AXIAL_MM), [cut(anatomy, image_affine(background), plane=plane, position_mm=0.0) for plane, _ in planes]
+    )
     for row, (plane, positions) in zip(panels, planes, strict=True):
         for axes, position_mm in zip(row, positions, strict=True):
             under = cut(anatomy, image_affine(background), plane=plane, position_mm=position_mm)
@@ -194,9 +196,31 @@ def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str)
             show(axes, over, norm=norm, colour_map=colour_map, mark=False, position=False)
             axes.set_xlim(under.extent[:2])
             axes.set_ylim(under.extent[2:])
-    drawn.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)  # type: ignore[union-attr, call-arg]
     colour_bar(drawn, list(panels.flat), norm, colour_map, label)
     return drawn
+
+
+def mosaic(n_columns: int, rows: Sequence[Cut], *, width: float = 10.0) -> tuple[Figure, np.ndarray]:
+    """Panels without gaps, each row as high as its kind of slice needs.
+
+    Parameters
+    ----------
+    n_columns
+        Slices per row.
+    rows
+        One cut of each row, for its proportions.
+    width
+        Width of the figure in inches, of which a tenth is left for a colour bar.
+
+    Returns
+    -------
+    Figure, (row, column) array of Axes
+    """
+    heights = [(shown.extent[3] - shown.extent[2]) / (shown.extent[1] - shown.extent[0]) for shown in rows]
+    drawn = style.figure(width, 0.9 * width / n_columns * sum(heights) + 0.04)
+    drawn.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
+    panels = drawn.subplots(len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    return drawn, panels
 
 
 def image_affine(image: nib.Nifti1Image) -> np.ndarray:

@@ -23,7 +23,7 @@ MAX_SHEAR = 0.02
 REGISTRATION_SPACING_MM = 2.0
 REGISTRATION_SIDE = 112
 # A second start is tried when the first fit is worse than any good fit seen on real brains.
-GOOD_CORRELATION = 0.6
+GOOD_CORRELATION = 0.45
 START_TURNS_DEGREES = (-30.0, 30.0)
 # nibabel's name for the source of orientation is not public, so the NIfTI codes are read.
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError)

@@ -7,7 +7,6 @@ allows those two scripts by their hash and no connection at all, so that nothing
 import base64
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -24,7 +23,6 @@ from nilatent.plots import style
 PIXELS_PER_INCH = 96
 MISSING = "–"
 DARK_INK = "#e4e7eb"
-_SVG_SIZE = re.compile(r'<svg[^>]*? width="([\d.]+)pt"[^>]*?>|<svg[^>]*? height="([\d.]+)pt"[^>]*? width="([\d.]+)pt"')
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,38 @@ class Picture:
 
     Attributes
     ----------
-    source
-        SVG as a data URI: an image cannot run scripts or load anything.
+    name
+        Stem of its file in `figures/`.
+    svg
+        The figure.
     alternative, caption
         What a reader who does not see it is told, and what stands below it.
     width, height
         CSS pixels.
+    fallback
+        Hidden on the screen while the interactive form of the same figure is there.
     """
 
-    source: str
+    name: str
+    svg: str
     alternative: str
     caption: str
     width: int
     height: int
+    fallback: bool = False
+
+    @property
+    def source(self) -> str:
+        """Data URI of the SVG, with ink that turns light on a dark page; an image cannot run scripts or load anything.
+
+        Colours are overridden by a style sheet inside the SVG, never by replacing text, so that a label which happens
+        to spell a colour stays as it is.
+        """
+        rules = "".join(f'[style*="{kind}: {style.INK}"]{{{kind}:{DARK_INK}!important}}' for kind in ("fill", "stroke"))
+        opened = self.svg.index(">", self.svg.index("<svg")) + 1
+        themed = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+        data = base64.b64encode((self.svg[:opened] + themed + self.svg[opened:]).encode()).decode()
+        return f"data:image/svg+xml;base64,{data}"
 
 
 @dataclass(frozen=True)
@@ -162,26 +179,10 @@ def sheet(table: pd.DataFrame, caption: str, *, names: Mapping[str, tuple[str, s
     return Sheet(caption, tuple(columns), rows)
 
 
-def picture(drawn: Figure, *, caption: str, alternative: str) -> Picture:
-    """A figure as an SVG image whose ink turns light on a dark page.
-
-    Colours are overridden by a style sheet inside the SVG, never by replacing text, so that a label which happens to
-    spell a colour stays as it is.
-    """
-    svg = style.to_svg(drawn)
-    dark = "".join(f'[style*="{kind}: {style.INK}"]{{{kind}:{DARK_INK}!important}}' for kind in ("fill", "stroke"))
-    sheet_text = f"<style>@media (prefers-color-scheme: dark){{{dark}}}</style>"
-    head, tail = svg[: svg.index("<svg")], svg[svg.index("<svg") :]
-    opening, rest = tail[: tail.index(">") + 1], tail[tail.index(">") + 1 :]
-    source = base64.b64encode((head + opening + sheet_text + rest).encode()).decode()
-    inches = drawn.get_size_inches()
-    return Picture(
-        f"data:image/svg+xml;base64,{source}",
-        alternative,
-        caption,
-        round(float(inches[0]) * PIXELS_PER_INCH),
-        round(float(inches[1]) * PIXELS_PER_INCH),
-    )
+def picture(drawn: Figure, name: str, *, caption: str, alternative: str, fallback: bool = False) -> Picture:
+    """A figure, ready for the page and for its own file."""
+    width, height = (round(float(inches) * PIXELS_PER_INCH) for inches in drawn.get_size_inches())
+    return Picture(name, style.to_svg(drawn), alternative, caption, width, height, fallback)
 
 
 def _asset(name: str) -> str:

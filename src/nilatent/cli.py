@@ -1,0 +1,249 @@
+"""The command line: each command reads nouns from disk, calls one public function and writes the noun back."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nilatent.errors import NilatentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
+DEMO_SUBJECTS = 160
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learn latent representations of 3D brain MRI, and say with honest statistics what they know.",
+)
+
+
+class Preset(StrEnum):
+    """Resolution and size for a kind of machine."""
+
+    cpu_small = "cpu-small"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Kind(StrEnum):
+    """What to simulate."""
+
+    gm = "gm"
+    t1 = "t1"
+
+
+Out = Annotated[Path, typer.Argument(help="Folder that receives the results.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder that `nilatent run` filled.")]
+Sources = Annotated[
+    list[Path],
+    typer.Argument(help="BIDS folders, derivatives, CAT12 folders, or tables with columns path, participant_id."),
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file with settings; flags win over it.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything that draws.")]
+Procs = Annotated[int, typer.Option("--n-procs", help="Processes for preparation; 0 takes every core.")]
+
+
+def _cores(n_procs: int) -> int:
+    if n_procs > 0:
+        return n_procs
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _study(
+    group: str | None,
+    contrast: str | None,
+    covariates: str | None,
+    site: str | None,
+    column: list[str] | None,
+    exclude: Path | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    given = {
+        "study.group": group,
+        "study.contrast": contrast,
+        "study.covariates": None
+        if covariates is None
+        else [name.strip() for name in covariates.split(",") if name.strip()],
+        "study.site": site,
+        "study.exclude": None if exclude is None else str(exclude.resolve()),
+        "seed": seed,
+    }
+    for pair in column or []:
+        ours, joined, theirs = pair.partition("=")
+        if not (ours and joined and theirs):
+            raise typer.BadParameter(f"--column is OURS=THEIRS, such as sex=gender; got '{pair}'.")
+        given[f"study.columns.{ours}"] = theirs
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _close(n_scans: int, excluded: "pd.DataFrame") -> None:
+    failed = excluded[excluded["stage"] != "study"]
+    if failed.empty:
+        return
+    typer.echo(f"{len(failed)} left out, {n_scans} done:", err=True)
+    for row in failed.itertuples():
+        typer.echo(f"  {row.scan_id} [{row.stage}, {row.rule}]: {row.reason}", err=True)
+    raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def run(
+    sources: Sources,
+    out: Out,
+    config: Config = None,
+    preset: Annotated[Preset, typer.Option(help="Resolution and size for a kind of machine.")] = Preset.cpu_small,
+    group: Annotated[str | None, typer.Option(help="Column of the group.")] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="A:B, two values of the group; A against the reference B.")
+    ] = None,
+    covariates: Annotated[str | None, typer.Option(help="Columns to remove, joined by commas.")] = None,
+    site: Annotated[str | None, typer.Option(help="Column of the scanner or centre.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Our name of a column = the source's: sex=gender.")] = None,
+    exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
+    seed: Seed = None,
+    n_procs: Procs = 0,
+) -> None:
+    """From scans to a report: the whole river; resumes, and skips what is finished."""
+    overrides = _study(group, contrast, covariates, site, column, exclude, seed)
+    from nilatent.config import read_config
+    from nilatent.pipeline import run as run_river
+
+    outcome = run_river(
+        sources, out, read_config(config, preset=preset.value, overrides=overrides), n_procs=_cores(n_procs)
+    )
+    typer.echo(str(outcome.report))
+    _close(outcome.n_scans, outcome.excluded)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder that receives the results.")] = Path("demo"),
+    n_subjects: Annotated[int, typer.Option(min=40, help="Simulated subjects.")] = DEMO_SUBJECTS,
+    seed: Annotated[int, typer.Option(help="Seed of everything that draws.")] = 0,
+    n_procs: Procs = 0,
+) -> None:
+    """Simulate a cohort with planted atrophy and run the whole river on it."""
+    from nilatent.pipeline import demonstrate
+
+    outcome = demonstrate(out, n_subjects=n_subjects, seed=seed, n_procs=_cores(n_procs))
+    typer.echo(f"The report is at {outcome.report}")
+    _close(outcome.n_scans, outcome.excluded)
+
+
+@app.command()
+def simulate(
+    out: Out,
+    kind: Annotated[Kind, typer.Option(help="Grey-matter maps, or raw T1-like heads.")] = Kind.gm,
+    n_subjects: Annotated[int, typer.Option(min=2, help="How many.")] = DEMO_SUBJECTS,
+    n_sessions: Annotated[int, typer.Option(min=1, help="Sessions of each subject.")] = 1,
+    null: Annotated[bool, typer.Option("--null", help="No effect of the group.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    n_procs: Procs = 0,
+) -> None:
+    """A BIDS folder of simulated scans with planted truth (truth.json, truth maps)."""
+    from nilatent.simulate import SimulationConfig
+    from nilatent.simulate import simulate as simulate_cohort
+
+    settings = SimulationConfig(kind=kind.value, n_subjects=n_subjects, n_sessions=n_sessions, null=null, seed=seed)
+    typer.echo(str(simulate_cohort(out, settings, n_procs=_cores(n_procs))))
+
+
+@app.command()
+def prepare(
+    sources: Sources,
+    out: Out,
+    config: Config = None,
+    recipe: Annotated[str | None, typer.Option(help="t1 (raw heads), gm (maps that exist) or auto.")] = None,
+    spacing_mm: Annotated[float | None, typer.Option(help="Voxel size of the output, 1 to 6 mm.")] = None,
+    fwhm_mm: Annotated[float | None, typer.Option(help="Smoothing, 0 to 12 mm.")] = None,
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Only these subjects, with or without sub-.")
+    ] = None,
+    n_procs: Procs = 0,
+) -> None:
+    """Raw T1 scans or grey-matter maps to checked maps in MNI space, as a BIDS derivative."""
+    given = {"recipe.name": recipe, "recipe.spacing_mm": spacing_mm, "recipe.fwhm_mm": fwhm_mm}
+    from nilatent.cohort import read_cohort, select, write_cohort
+    from nilatent.config import read_config
+    from nilatent.preprocess.recipe import prepare as prepare_cohort
+
+    settings = read_config(config, overrides={name: value for name, value in given.items() if value is not None})
+    cohort = read_cohort(sources, suffix=settings.study.image, column_aliases=settings.study.columns)
+    if participant_label:
+        cohort = select(cohort, participant_label)
+    done = prepare_cohort(cohort, out, settings.recipe, n_procs=_cores(n_procs))
+    write_cohort(done, out)
+    typer.echo(str(out))
+    _close(len(done.scans), done.excluded)
+
+
+def _again(folder: Path, *, until: str, only: list[str] | None = None) -> None:
+    from nilatent.config import read_config
+    from nilatent.pipeline import run as run_river
+
+    run_river([], folder, read_config(folder / "study.toml"), until=until, only=only or [])
+
+
+@app.command()
+def train(folder: RunFolder) -> None:
+    """Train the model of a run folder on its volumes; resumes where it was stopped."""
+    _again(folder, until="model")
+    typer.echo(str(folder / "model"))
+
+
+@app.command()
+def encode(folder: RunFolder) -> None:
+    """Write the latents of a run folder: posterior means, the same for a scan alone or in any batch."""
+    _again(folder, until="latents")
+    typer.echo(str(folder / "latents.tsv"))
+
+
+@app.command()
+def analyse(
+    folder: RunFolder,
+    names: Annotated[list[str] | None, typer.Argument(help="Which analyses; all when none is named.")] = None,
+) -> None:
+    """Run analyses of a run folder: reconstruction, projections, lrcp."""
+    _again(folder, until="findings", only=names)
+    typer.echo(str(folder / "findings"))
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html from the files of a run folder."""
+    from nilatent.report import build
+
+    typer.echo(str(build(folder)))
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where results would be written.")] = Path(),
+) -> None:
+    """What is installed, what the machine has, and what to do where something is off."""
+    from nilatent.doctor import examine
+
+    checks = examine(folder)
+    width = max(len(check.subject) for check in checks)
+    for check in checks:
+        typer.echo(f"{'!' if check.mend else ' '} {check.subject:<{width}}  {check.found}")
+        if check.mend:
+            typer.echo(f"  {'':<{width}}  -> {check.mend}")
+    if any(check.mend for check in checks):
+        raise typer.Exit(SOME_FAILED)
+
+
+def main() -> None:
+    """Entry point: errors the user can mend are printed as one paragraph, without a traceback."""
+    try:
+        app()
+    except NilatentError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(BAD_USAGE)

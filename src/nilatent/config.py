@@ -1,0 +1,241 @@
+"""Config: every setting of a study in one frozen tree, from presets, a TOML file and the command line, in that order."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from nilatent.analysis.lrcp import LrcpConfig
+from nilatent.cohort import SplitConfig
+from nilatent.errors import SettingError
+from nilatent.models import ModelConfig
+from nilatent.preprocess.recipe import RecipeConfig
+from nilatent.provenance import atomic, plain
+from nilatent.training.loop import TrainConfig
+
+# Each preset is a complete choice of resolution and size for a kind of machine; the file and the flags refine it.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu-small": {"recipe": {"spacing_mm": 4.0}},
+    "cpu": {"recipe": {"spacing_mm": 3.0}},
+    "gpu": {"recipe": {"spacing_mm": 2.0}},
+}
+MAX_AUTO_LATENT = 32
+SCANS_PER_LATENT = 4
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is asked of the cohort.
+
+    Parameters
+    ----------
+    group : str
+        Column of the group; empty for none.
+    contrast : str
+        ``"A:B"``, two values of that column: A against the reference B.
+    covariates : tuple[str, ...]
+        Columns whose effect is removed.
+    site : str
+        Column of the scanner or centre; permutations stay within it.
+    columns : dict[str, str]
+        Our name to the source's, such as ``{"sex": "gender"}``.
+    exclude : str
+        File with one scan or subject per line to leave out, and after a tab the reason.
+    image : str
+        Which image of a folder: ``"auto"``, ``"T1w"`` or ``"GM"``.
+    """
+
+    group: str = ""
+    contrast: str = ""
+    covariates: tuple[str, ...] = ()
+    site: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    exclude: str = ""
+    image: str = "auto"
+
+
+@dataclass(frozen=True)
+class AtlasConfig:
+    """Which regions.
+
+    Parameters
+    ----------
+    spec : str
+        ``"aal2"`` or the path of a label image in MNI space.
+    table : str
+        Path of its names; empty to look beside the image.
+    """
+
+    spec: str = "aal2"
+    table: str = ""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of everything that draws.
+    n_latent_auto : bool
+        Whether the number of latents follows the number of training scans: one per four, at most 32.
+    """
+
+    seed: int = 0
+    n_latent_auto: bool = True
+    study: StudyConfig = field(default_factory=StudyConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    atlas: AtlasConfig = field(default_factory=AtlasConfig)
+    lrcp: LrcpConfig = field(default_factory=LrcpConfig)
+
+
+def read_config(
+    path: Path | None = None, *, preset: str = "cpu-small", overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Settings from a preset, a file and overrides; the later wins.
+
+    Parameters
+    ----------
+    path : Path, optional
+        TOML file, such as the ``study.toml`` that a run leaves.
+    preset : str
+        A key of :data:`PRESETS`.
+    overrides : Mapping[str, Any], optional
+        Dotted name to value, such as ``{"study.group": "diagnosis"}``.
+
+    Returns
+    -------
+    RunConfig
+        Complete and checked.
+
+    Raises
+    ------
+    SettingError
+        For an unknown preset or key (the nearest name is offered), a value of the wrong type, or a file that is not TOML.
+
+    Examples
+    --------
+    >>> read_config(overrides={"seed": 7}).seed
+    7
+    """
+    if preset not in PRESETS:
+        raise SettingError(f"There is no preset '{preset}'. Choose one of {', '.join(PRESETS)}.")
+    values: dict[str, Any] = {}
+    _merge(values, PRESETS[preset])
+    if path is not None:
+        _merge(values, _read_toml(path))
+    for dotted, value in (overrides or {}).items():
+        nested: Any = value
+        for key in reversed(dotted.split(".")):
+            nested = {key: nested}
+        _merge(values, nested)
+    if "n_latent" in values.get("model", {}) and "n_latent_auto" not in values:
+        values["n_latent_auto"] = False
+    config: RunConfig = _build(RunConfig, values, place="")
+    return _with_seed(config, values)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write every resolved setting as TOML, readable by :func:`read_config`; absent values are left out."""
+    with atomic(path) as temporary:
+        temporary.write_text(tomli_w.dumps(_without_none(plain(config))), encoding="utf-8")
+
+
+def sized(config: RunConfig, *, n_train: int) -> ModelConfig:
+    """The model's settings with the number of latents that this many training scans can carry.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With `n_latent_auto`, the number is one per four training scans, at least 2 and at most 32; otherwise as set.
+    n_train : int
+        Scans in the training part.
+    """
+    if not config.n_latent_auto:
+        return config.model
+    return dataclasses.replace(config.model, n_latent=max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT)))
+
+
+def _with_seed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    # One seed for all, unless a table names its own.
+    changed = {
+        name: dataclasses.replace(getattr(config, name), seed=config.seed)
+        for name in ("split", "training", "lrcp")
+        if "seed" not in values.get(name, {})
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingError(f"There is no configuration file {path}. Check the path given with --config.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _build(kind: Any, values: Mapping[str, Any], *, place: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for key, value in values.items():
+        where = f"{place}.{key}" if place else key
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            meant = f" Did you mean '{near[0]}'?" if near else f" The keys are: {', '.join(hints)}."
+            raise SettingError(f"There is no setting '{where}'.{meant}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise SettingError(f"'{where}' is a table of settings, got {value!r}. Write [{where}] above its keys.")
+            made[key] = _build(hints[key], value, place=where)
+        else:
+            made[key] = _value(hints[key], value, place=where)
+    return kind(**made)
+
+
+def _value(hint: Any, value: Any, *, place: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _value(next(part for part in inner if part is not type(None)), value, place=place)
+    if origin is typing.Literal:
+        if value not in inner:
+            raise SettingError(f"'{place}' is one of {', '.join(map(str, inner))}, got {value!r}.")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        return tuple(_value(part, item, place=place) for part, item in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _value(inner[1], item, place=f"{place}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+    raise SettingError(f"'{place}' is of type {expected}, got {value!r}.")
+
+
+def _without_none(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _without_none(value) for key, value in values.items() if value is not None}
+    return values

@@ -1,0 +1,437 @@
+"""The whole river on one screen: from sources to a report, each stage skipped when nothing it depends on has changed."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
+from nilatent.analysis.lrcp import lrcp
+from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
+from nilatent.analysis.projections import projections
+from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
+from nilatent.analysis.reconstruction import reconstruction
+from nilatent.analysis.regional import read_regions, regional, write_regions
+from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
+from nilatent.cohort import Cohort, SplitConfig, exclude, load_cohort, read_cohort, split, write_cohort
+from nilatent.config import RunConfig, read_config, sized, write_config
+from nilatent.encode import encode, reconstructions
+from nilatent.errors import CohortError, SettingError
+from nilatent.finding import Finding, not_run, write_finding
+from nilatent.latents import read_latents, write_latents
+from nilatent.preprocess.recipe import prepare
+from nilatent.provenance import atomic, content_hash, is_fresh, seal
+from nilatent.report import build
+from nilatent.simulate import SimulationConfig, simulate
+from nilatent.training.checkpoint import load_model
+from nilatent.training.loop import train
+from nilatent.volumes import Grid, Volumes, open_volumes, pack
+
+MIN_SUBJECTS = 20
+STAGES = ("model", "latents", "findings", "report")
+QUESTIONS = {
+    "reconstruction": RECONSTRUCTION_QUESTION,
+    "projections": PROJECTIONS_QUESTION,
+    "lrcp": LRCP_QUESTION,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run leaves: the report, how many scans went through, and which did not."""
+
+    report: Path
+    n_scans: int
+    excluded: pd.DataFrame
+
+
+def run(
+    sources: Sequence[Path],
+    out: Path,
+    config: RunConfig,
+    *,
+    n_procs: int = 1,
+    until: str = "report",
+    only: Sequence[str] = (),
+) -> Outcome:
+    """From sources to a report.
+
+    Parameters
+    ----------
+    sources : Sequence[Path]
+        BIDS folders, derivatives, CAT12 folders, tables of paths; none to go on with the cohort that `out` holds.
+    out : Path
+        Receives every pool; a run that was killed goes on where it stopped, and finished stages are skipped.
+    config : RunConfig
+        Every setting.
+    n_procs : int
+        Processes for the preparation; the result does not depend on it.
+    until : str
+        Last pool to fill: ``"model"``, ``"latents"``, ``"findings"`` or ``"report"``.
+    only : Sequence[str]
+        Names of the analyses to run; none for all.
+
+    Returns
+    -------
+    Outcome
+        Scans that failed are listed in it; the others are in the report.
+
+    Raises
+    ------
+    NilatentError
+        When a source or a setting makes no sense; nothing is computed then.
+    """
+    check_names(until, only)
+    river = River(Path(out), config)
+    cohort = river.cohort(sources)
+    prepared = river.prepared(cohort, n_procs=n_procs)
+    volumes = river.volumes(prepared)
+    weights = river.regions(volumes)
+    if prepared.n_subjects < MIN_SUBJECTS:
+        river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
+    else:
+        parts = river.parts(prepared)
+        river.model(volumes, parts)
+        if until in ("latents", "findings", "report"):
+            river.latents(volumes, parts)
+        if until in ("findings", "report"):
+            river.findings(prepared, volumes, parts, weights, only=only)
+    if until == "report":
+        river.report()
+    return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
+
+
+def demonstrate(out: Path, *, n_subjects: int, seed: int, n_procs: int) -> Outcome:
+    """Simulate a cohort with planted atrophy in `out` and run the whole river on it.
+
+    Parameters
+    ----------
+    out : Path
+        Receives the simulated BIDS folder as ``simulated/``, ``truth.json``, and what :func:`run` leaves.
+    n_subjects : int
+        Simulated subjects.
+    seed : int
+        Seed of the simulation and of the run.
+    n_procs : int
+        Processes for the simulation and the preparation.
+    """
+    source = simulate(out / "simulated", SimulationConfig(n_subjects=n_subjects, seed=seed), n_procs=n_procs)
+    with atomic(out / "truth.json") as temporary:
+        temporary.write_bytes((source / "truth.json").read_bytes())
+    asked = {"study.group": "group", "study.contrast": "patient:control", "study.covariates": ["age", "sex"]}
+    return run([source], out, read_config(overrides=asked | {"seed": seed}), n_procs=n_procs)
+
+
+class River:
+    """The pools of one output folder: each method fills one unless it is fresh, and reads it back from disk.
+
+    Parameters
+    ----------
+    out : Path
+        The output folder.
+    config : RunConfig
+        Every setting.
+    """
+
+    def __init__(self, out: Path, config: RunConfig) -> None:
+        self.out = out
+        self.config = config
+        self.hashes: dict[str, str] = {}
+        self.console = Console(stderr=True)
+
+    def _stage(
+        self, name: str, record: Path, *, settings: object, needs: Sequence[str], fill: Callable[[], Sequence[Path]]
+    ) -> None:
+        inputs = {need: self.hashes[need] for need in needs}
+        if is_fresh(record, stage=name, settings=settings, inputs=inputs):
+            self.console.print(f"{name}: up to date", style="dim", highlight=False)
+        else:
+            self.console.print(f"{name} ...", highlight=False)
+            outputs = fill()
+            seal(record, stage=name, settings=settings, inputs=inputs, outputs=outputs, seed=self.config.seed)
+        self.hashes[name] = content_hash(record)
+
+    def cohort(self, sources: Sequence[Path]) -> Cohort:
+        """Read the sources, leave out what the study leaves out, and check what it asks for; none: as it was read."""
+        study = self.config.study
+        if not sources:
+            known = load_cohort(self.out / "cohort")
+            self.hashes["cohort"] = known.content_hash
+            return known
+        found = read_cohort(sources, suffix=study.image, column_aliases=study.columns)
+        if study.exclude:
+            found = exclude(found, listed_exclusions(found, Path(study.exclude)))
+        check_study(found, self.config)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, self.out / "study.toml")
+        write_cohort(found, self.out / "cohort")
+        self.hashes["cohort"] = found.content_hash
+        self.console.print(
+            f"cohort: {len(found.scans)} scans of {found.n_subjects} subjects, {len(found.excluded)} left out",
+            highlight=False,
+        )
+        return found
+
+    def prepared(self, cohort: Cohort, *, n_procs: int) -> Cohort:
+        """Maps on the grid; scans that fail are listed and the rest goes on."""
+        folder = self.out / "prepared"
+
+        def fill() -> list[Path]:
+            done = prepare(cohort, folder, self.config.recipe, n_procs=n_procs)
+            if done.scans.empty:
+                reasons = "\n".join(f"  {row.scan_id}: {row.reason}" for row in done.excluded.itertuples())
+                raise CohortError(f"No scan could be prepared.\n{reasons}")
+            return [*write_cohort(done, folder), *(Path(path) for path in done.scans["path"])]
+
+        self._stage("prepared", folder / "provenance.json", settings=self.config.recipe, needs=["cohort"], fill=fill)
+        return load_cohort(folder)
+
+    def volumes(self, prepared: Cohort) -> Volumes:
+        """One memory-mapped cache."""
+        folder = self.out / "volumes"
+        grid = Grid.mni(self.config.recipe.spacing_mm)
+
+        def fill() -> list[Path]:
+            pack(prepared, grid, folder)
+            return [folder / name for name in ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")]
+
+        self._stage("volumes", folder / "provenance.json", settings=grid.to_dict(), needs=["prepared"], fill=fill)
+        return open_volumes(folder)
+
+    def regions(self, volumes: Volumes) -> RegionWeights:
+        """Mean grey matter per atlas region, in ``regions.tsv``."""
+        atlas = self._atlas()
+        weights = region_weights(atlas, volumes.grid, volumes.mask)
+        self._stage(
+            "regions",
+            self.out / "regions.provenance.json",
+            settings={"atlas": atlas.sha256},
+            needs=["volumes"],
+            fill=lambda: write_regions(regional(volumes, weights), weights, self.out),
+        )
+        return weights
+
+    def _atlas(self) -> Atlas:
+        table = self.config.atlas.table
+        return load_atlas(self.config.atlas.spec, table=Path(table) if table else None)
+
+    def parts(self, prepared: Cohort) -> pd.DataFrame:
+        """Part and fold of every scan, in ``split.tsv``; stratified by group and sex unless told otherwise."""
+        path = self.out / "split.tsv"
+        settings = stratified(self.config, prepared)
+
+        def fill() -> list[Path]:
+            with atomic(path) as temporary:
+                split(prepared, settings).to_csv(temporary, sep="\t", index_label="scan_id")
+            return [path]
+
+        self._stage("split", self.out / "split.provenance.json", settings=settings, needs=["prepared"], fill=fill)
+        return pd.read_csv(
+            path, sep="\t", dtype={"scan_id": str, "subject_id": str, "part": str, "fold": int}
+        ).set_index("scan_id")
+
+    def model(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """The trained model, in ``model/``."""
+        folder = self.out / "model"
+        model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
+
+        def fill() -> list[Path]:
+            train(volumes, parts, model_config, self.config.training, folder)
+            # What is needed to resume is not part of the model, and the history holds seconds, which differ.
+            passing = {"provenance.json", "resume.safetensors", "resume.json", "history.tsv"}
+            return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
+
+        self._stage(
+            "model",
+            folder / "provenance.json",
+            settings={"model": model_config, "training": self.config.training},
+            needs=["volumes", "split"],
+            fill=fill,
+        )
+
+    def latents(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
+        self._stage(
+            "latents",
+            self.out / "latents.provenance.json",
+            settings={},
+            needs=["model", "volumes", "split"],
+            fill=lambda: write_latents(encode(load_model(self.out / "model"), volumes, parts), self.out),
+        )
+
+    def findings(
+        self,
+        prepared: Cohort,
+        volumes: Volumes,
+        parts: pd.DataFrame,
+        weights: RegionWeights,
+        *,
+        only: Sequence[str],
+    ) -> None:
+        """Every analysis that the study's columns allow, in ``findings/``."""
+        config, study = self.config, self.config.study
+        latents, regions = read_latents(self.out), read_regions(self.out)
+        common = ["latents", "regions", "volumes", "split", "prepared"]
+        asked = {"study": study, "seed": config.seed}
+
+        def reconstructed() -> Finding:
+            model = load_model(self.out / "model")
+            rows = volumes.rows(list(parts.index))
+            return reconstruction(
+                volumes,
+                reconstructions(model, volumes, rows),
+                parts,
+                prepared.scans,
+                n_latent=model.model_config.n_latent,
+                seed=config.seed,
+                group=study.group,
+                model_note=model.note,
+            )
+
+        def projected() -> Finding:
+            return projections(
+                latents, regions, prepared.scans, parts=parts, group=study.group, site=study.site, seed=config.seed
+            )
+
+        def profiled() -> Finding:
+            return lrcp(
+                latents,
+                regions,
+                prepared.scans,
+                weights=weights,
+                grid=volumes.grid,
+                mask=volumes.mask,
+                group=study.group,
+                contrast=study.contrast,
+                covariates=study.covariates,
+                site=study.site,
+                config=config.lrcp,
+            )
+
+        analyses = {
+            "reconstruction": (reconstructed, asked, [*common, "model"]),
+            "projections": (projected, asked, common),
+            "lrcp": (profiled, asked | {"lrcp": config.lrcp}, common),
+        }
+        for name, (analyse, settings, needs) in analyses.items():
+            if not only or name in only:
+                self._finding(name, analyse, settings=settings, needs=needs)
+
+    def _finding(self, name: str, analyse: Callable[[], Finding], *, settings: object, needs: Sequence[str]) -> None:
+        folder = self.out / "findings" / name
+        self._stage(
+            name,
+            folder / "provenance.json",
+            settings=settings,
+            needs=needs,
+            fill=lambda: write_finding(analyse(), folder),
+        )
+
+    def nothing_found(self, reason: str) -> None:
+        """Findings that say why they were not run."""
+        self.console.print(f"no model: {reason}", highlight=False)
+        for name, question in QUESTIONS.items():
+            write_finding(not_run(name, question, reason), self.out / "findings" / name)
+
+    def report(self) -> None:
+        """``report.html``, from the files of the folder."""
+        self.console.print("report ...", highlight=False)
+        build(self.out)
+
+
+def check_names(until: str, only: Sequence[str]) -> None:
+    """Refuse a stage or an analysis that does not exist.
+
+    Raises
+    ------
+    SettingError
+        Names the nearest one there is.
+    """
+    if until not in STAGES:
+        raise SettingError(f"A run goes until one of {', '.join(STAGES)}, got '{until}'.")
+    for name in only:
+        if name not in QUESTIONS:
+            raise SettingError(f"There is no analysis '{name}'.{_nearest(name, list(QUESTIONS))}")
+
+
+def stratified(config: RunConfig, prepared: Cohort) -> SplitConfig:
+    """The split's settings; without strata of its own, by group and sex where every subject has them."""
+    if config.split.stratify:
+        return config.split
+    wanted = [name for name in (config.study.group, "sex") if name and name in prepared.scans]
+    return replace(config.split, stratify=tuple(wanted))
+
+
+def check_study(cohort: Cohort, config: RunConfig) -> None:
+    """Refuse a study that asks for columns or groups the cohort does not have, before anything is computed.
+
+    Raises
+    ------
+    SettingError
+        Names the column or group and the nearest one there is.
+    """
+    study = config.study
+    asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
+    for flag, name in asked.items():
+        if name and name not in cohort.scans:
+            raise SettingError(f"{flag}: there is no column '{name}'.{_nearest(name, list(map(str, cohort.scans)))}")
+    if study.contrast and not study.group:
+        raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
+    if study.contrast:
+        values = sorted(cohort.scans[study.group].dropna().astype(str).unique())
+        sides = study.contrast.split(":")
+        if len(sides) != 2 or sides[0] == sides[1]:
+            raise SettingError(f"--contrast is two different values joined by a colon, got '{study.contrast}'.")
+        for side in sides:
+            if side not in values:
+                raise SettingError(f"--contrast: column '{study.group}' has no value '{side}'.{_nearest(side, values)}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(names[:20])}."
+
+
+def listed_exclusions(cohort: Cohort, path: Path) -> list[Mapping[str, str]]:
+    """Scans that the user's file leaves out.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    path : Path
+        One scan or subject per line; after a tab, the reason.
+
+    Returns
+    -------
+    list[Mapping[str, str]]
+        For :func:`nilatent.cohort.exclude`.
+
+    Raises
+    ------
+    SettingError
+        When the file is absent or a line names no scan and no subject.
+    """
+    if not path.is_file():
+        raise SettingError(f"There is no file {path}. --exclude names a text file with one scan or subject per line.")
+    failures: dict[str, Mapping[str, str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name, _, why = line.strip().partition("\t")
+        if not name or name in ("scan_id", "subject_id", "participant_id"):
+            continue
+        hit = cohort.scans.index[(cohort.scans.index == name) | (cohort.scans["subject_id"] == name)]
+        gone = cohort.excluded["scan_id"].eq(name).any()
+        if hit.empty and not gone:
+            known = [*cohort.scans.index, *cohort.scans["subject_id"]]
+            raise SettingError(f"{path}, line {number}: '{name}' is no scan and no subject.{_nearest(name, known)}")
+        for scan_id in hit:
+            failures[scan_id] = {
+                "scan_id": scan_id,
+                "stage": "study",
+                "rule": "left out by the user",
+                "reason": why or f"Listed in {path.name}.",
+            }
+    return list(failures.values())

@@ -1,0 +1,58 @@
+"""LRCP: the regions that head the table, with both ingredients side by side."""
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nilatent.finding import Finding
+from nilatent.plots import style
+
+N_REGIONS = 20
+GRADE_COLOURS = {"strong": "#0072B2", "class-mediated": "#E69F00", "none": "#b3bac2"}
+GRADE_HATCHES = {"strong": "", "class-mediated": "///", "none": ""}
+
+
+@mpl.rc_context(style.STYLE)
+def draw(finding: Finding) -> Figure:
+    """Association and discriminability of the twenty regions that rank first.
+
+    Parameters
+    ----------
+    finding
+        Of `lrcp`: table columns `name`, `a`, `bal_acc`, `grade` and `rank`.
+
+    Returns
+    -------
+    Figure
+        One bar per region and ingredient, best on top, coloured by grade.
+    """
+    table = finding.table
+    if table.empty:
+        return style.message("There is no region to show.")
+    top = table.sort_values("rank").head(N_REGIONS)
+    names = [style.plain(name, width=34) for name in top["name"]]
+    grades = [str(grade) for grade in top["grade"]]
+    drawn = style.figure(7.6, 0.9 + 0.235 * len(top))
+    left, right = drawn.subplots(1, 2, sharey=True)
+    _bars(left, list(top["a"]), grades, start=0.0)
+    _bars(right, list(top["bal_acc"]), grades, start=0.5)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xlabel("association |a| (correlation)" if (top["a"] >= 0).all() else "association a (correlation)")
+    right.set_xlabel("balanced accuracy (0.5 is chance)")
+    right.set_xlim(right=1.0)
+    present = [grade for grade in GRADE_COLOURS if grade in grades]
+    handles = [mpl.patches.Patch(facecolor=GRADE_COLOURS[g], hatch=GRADE_HATCHES[g], edgecolor="white") for g in present]
+    drawn.legend(handles, present, loc="outside upper left", ncols=3, handlelength=1.2)
+    return drawn
+
+
+def _bars(axes: Axes, values: list[float], grades: list[str], *, start: float) -> None:
+    """Horizontal bars from `start`; a value on the other side grows the other way."""
+    for height, (value, grade) in enumerate(zip(values, grades, strict=True)):
+        colour, hatch = GRADE_COLOURS.get(grade, style.QUIET), GRADE_HATCHES.get(grade, "")
+        axes.barh(height, value - start, left=start, height=0.68, color=colour, hatch=hatch, edgecolor="white", lw=0)
+    axes.axvline(start, color=style.INK, lw=0.8)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=style.QUIET, alpha=0.25, lw=0.6)

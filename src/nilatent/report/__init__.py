@@ -1,0 +1,210 @@
+"""The report: a list over the files of a run, written as one page that opens by double click and needs no network."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import nilatent
+from nilatent.finding import Finding
+from nilatent.plots import brain, lrcp, projections, reconstruction
+from nilatent.provenance import atomic
+from nilatent.report import methods, page, study
+from nilatent.volumes import Grid, template
+
+__all__ = ["SECTIONS", "FindingSection", "build"]
+
+
+@dataclass(frozen=True)
+class FindingSection:
+    """How a finding is shown.
+
+    Attributes
+    ----------
+    title, finding
+        Heading, and the name of the finding under `findings/`.
+    draw
+        Its figure.
+    lead
+        What the section is about, in one sentence.
+    names
+        Column of its table to (shown name, explanation).
+    scatter
+        Values of an interactive scatter, from the finding and the table of scans; None for none.
+    """
+
+    title: str
+    finding: str
+    draw: Callable[[Finding], Figure]
+    lead: str
+    names: dict[str, tuple[str, str]]
+    scatter: Callable[[Finding, pd.DataFrame], dict[str, Any]] | None = None
+
+
+SECTIONS: tuple[FindingSection, ...] = (
+    FindingSection(
+        "Reconstruction",
+        "reconstruction",
+        reconstruction.draw,
+        "What survives the way through the latents and back, on scans the model has never seen.",
+        reconstruction.COLUMN_NAMES,
+    ),
+    FindingSection(
+        "Latent space",
+        "projections",
+        projections.draw,
+        "How the scans lie to one another in the latents, and what that order follows.",
+        projections.COLUMN_NAMES,
+        projections.scatter,
+    ),
+    FindingSection(
+        "Regions (LRCP)",
+        "lrcp",
+        lrcp.draw,
+        "Which regions the latents carry, and whether what they carry tells the groups apart.",
+        lrcp.COLUMN_NAMES,
+    ),
+)
+"""The findings of the page, in order. One that is absent from the run becomes a line "not run"."""
+
+NOT_ASKED = "this run did not include it"
+BACKGROUND_MM = 2.0
+
+
+def build(run_folder: Path) -> Path:
+    """Write `report.html` and `figures/*.svg` into a run folder.
+
+    Parameters
+    ----------
+    run_folder
+        What `nilatent run` or `nilatent demo` wrote; stages that were not run may be absent.
+
+    Returns
+    -------
+    Path
+        The report. The same folder gives the same bytes.
+
+    Raises
+    ------
+    FindingError
+        When the folder is not a run.
+    """
+    run = study.read_run(Path(run_folder))
+    sections = (
+        study.cohort_section(run),
+        study.quality_section(run),
+        study.training_section(run),
+        *(_finding_section(spec, run) for spec in SECTIONS),
+    )
+    paragraphs, references = methods.numbered(methods.paragraphs(run))
+    html = page.render(
+        page.Page(
+            title=_title(run),
+            verdict=verdict(run),
+            version=nilatent.__version__,
+            facts=_facts(run),
+            sections=sections,
+            paragraphs=paragraphs,
+            references=references,
+            provenance=study.provenance_sheets(run),
+            settings=study.settings_text(run),
+        )
+    )
+    for section in sections:
+        for shown in section.pictures:
+            with atomic(run.folder / "figures" / f"{shown.name}.svg") as temporary:
+                temporary.write_text(shown.svg, encoding="utf-8")
+    path = run.folder / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def verdict(run: study.Run) -> str:
+    """The first sentence of the page: whether the model beats the mean image and PCA of equal size."""
+    found = run.findings.get("reconstruction")
+    if found is not None and not found.not_run:
+        return found.answer
+    reason = found.not_run if found is not None else NOT_ASKED
+    return f"No model was judged on held-out scans: {reason.rstrip('.')}."
+
+
+def _title(run: study.Run) -> str:
+    return "Study report: " + ", ".join(sorted(map(str, run.cohort.scans["dataset"].unique())))
+
+
+def _facts(run: study.Run) -> tuple[tuple[str, str], ...]:
+    scans = run.cohort.scans
+    facts = [
+        ("scans", len(scans)),
+        ("persons", scans["subject_id"].nunique()),
+        ("data sets", scans["dataset"].nunique()),
+        ("left out", len(run.cohort.excluded)),
+    ]
+    if not run.parts.empty:
+        facts.append(("held-out scans", int((run.parts["part"] == "test").sum())))
+    if run.n_latent is not None:
+        facts.append(("latent dimensions", run.n_latent))
+    return tuple((name, page.number_text(number)) for name, number in facts)
+
+
+def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
+    found = run.findings.get(spec.finding)
+    if found is None or found.not_run:
+        reason = found.not_run if found is not None else NOT_ASKED
+        question = found.question if found is not None else ""
+        return page.Section(spec.title, spec.finding, spec.lead, question=question, not_run=reason)
+    pictures = [_finding_picture(spec, found), *_map_pictures(found)]
+    sheets = [page.sheet(found.table, f"{spec.title}: every row of the finding.", names=spec.names)]
+    return page.Section(
+        spec.title,
+        spec.finding,
+        spec.lead,
+        question=found.question,
+        answer=found.answer,
+        n_scans=found.n_scans,
+        n_subjects=found.n_subjects,
+        pictures=tuple(pictures),
+        sheets=tuple(sheets) if len(found.table) else (),
+        caveats=found.caveats,
+        files=(f"findings/{found.name}/table.tsv", *(f"findings/{found.name}/{name}.nii.gz" for name in found.maps)),
+        scatter=spec.scatter(found, _scatter_columns(run)) if spec.scatter is not None else None,
+    )
+
+
+def _finding_picture(spec: FindingSection, found: Finding) -> page.Picture:
+    return page.picture(
+        spec.draw(found),
+        found.name,
+        caption=(spec.draw.__doc__ or spec.title).splitlines()[0],
+        alternative=f"{found.question} {found.answer}",
+        fallback=spec.scatter is not None,
+    )
+
+
+def _map_pictures(found: Finding) -> Sequence[page.Picture]:
+    if not found.maps:
+        return ()
+    background = template("t1", Grid.mni(BACKGROUND_MM))
+    return [
+        page.picture(
+            brain.draw_map(image, background=background, label=name),
+            f"{found.name}-{name}",
+            caption=f"Map “{name}” on the MNI152 template; left is on the left.",
+            alternative=f"Axial and coronal slices of the template with the map {name}; the table gives its values.",
+        )
+        for name, image in found.maps.items()
+    ]
+
+
+def _scatter_columns(run: study.Run) -> pd.DataFrame:
+    """Columns a scatter may be coloured by: the group first, then the rest of the cohort and the part of the split."""
+    hidden = ["subject_id", "session_id", "source_id", "path", "sha256"]
+    columns = run.cohort.scans.drop(columns=hidden, errors="ignore")
+    if not run.parts.empty:
+        columns = columns.join(run.parts.set_index("scan_id")["part"], how="left")
+    first = [name for name in (run.group, "dataset", "age", "sex", "part") if name and name in columns]
+    return columns[[*first, *(name for name in columns if name not in first)]]

@@ -1,0 +1,259 @@
+"""The run folder as values, and the sections that come from its own files: cohort, preparation and training."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nilatent.cohort import Cohort, load_cohort
+from nilatent.errors import FindingError
+from nilatent.finding import Finding, read_finding
+from nilatent.plots import cohort as cohort_plot
+from nilatent.plots import quality as quality_plot
+from nilatent.plots import training as training_plot
+from nilatent.provenance import read_json
+from nilatent.report import page
+
+QUALITY_NAMES = {
+    "scan_id": ("scan", ""),
+    "dataset": ("data set", ""),
+    "flags": ("flagged for", "Measures more than the limit of median absolute deviations away from the cohort"),
+}
+COHORT_NAMES = {
+    "dataset": ("data set", ""),
+    "n_scans": ("scans", ""),
+    "n_subjects": ("persons", ""),
+    "age": ("age, mean ± SD", "Years, over scans with a known age"),
+    "age_range": ("age range", "Years"),
+    "women": ("women", "Persons"),
+    "men": ("men", "Persons"),
+    "unknown": ("sex not given", "Persons"),
+}
+EXCLUSION_NAMES = {"scan_id": ("scan", ""), "stage": ("stage", ""), "rule": ("rule", ""), "reason": ("reason", "")}
+
+# Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine.
+_PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:[\\/]|/)(?:[^\s'\"<>|:,;()\\/]+[\\/])+")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything a run folder holds that the page needs; what is absent is empty.
+
+    Attributes
+    ----------
+    folder
+        The run folder.
+    cohort
+        Scans and exclusions, after preparation where that was done.
+    quality, parts, history : DataFrame
+        `prepared/quality.tsv`, `split.tsv` and `model/history.tsv`.
+    model, settings
+        `model/config.toml` and the resolved `study.toml`.
+    findings
+        By name.
+    records
+        Stage to its `provenance.json`.
+    """
+
+    folder: Path
+    cohort: Cohort
+    quality: pd.DataFrame
+    parts: pd.DataFrame
+    history: pd.DataFrame
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    findings: Mapping[str, Finding]
+    records: Mapping[str, Mapping[str, Any]]
+
+    def done(self, name: str) -> bool:
+        """Whether a finding is there and was run."""
+        return name in self.findings and not self.findings[name].not_run
+
+    @property
+    def group(self) -> str:
+        """Name of the group column; empty when the study has none."""
+        named = str(self.settings.get("study", {}).get("group") or "")
+        return named if named in self.cohort.scans else ""
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises
+    ------
+    FindingError
+        When the folder holds no cohort, so it is not a run.
+    """
+    if not (folder / "cohort" / "scans.tsv").is_file():
+        raise FindingError(
+            f"{folder} has no cohort/scans.tsv, so it is not the output of a run. "
+            "Give the folder that `nilatent run SOURCE OUT` wrote."
+        )
+    prepared = (folder / "prepared" / "scans.tsv").is_file()
+    findings = [read_finding(path.parent) for path in sorted(folder.glob("findings/*/finding.json"))]
+    return Run(
+        folder,
+        load_cohort(folder / ("prepared" if prepared else "cohort")),
+        _table(folder / "prepared" / "quality.tsv"),
+        _table(folder / "split.tsv"),
+        _table(folder / "model" / "history.tsv"),
+        _toml(folder / "model" / "config.toml"),
+        _toml(folder / "study.toml"),
+        {finding.name: finding for finding in findings},
+        {_stage(path, folder): read_json(path) for path in _records(folder)},
+    )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame()
+    return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype={"scan_id": str, "subject_id": str})
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _records(folder: Path) -> list[Path]:
+    # Deeper folders belong to single scans; their records would repeat the stage's own.
+    found = [*folder.glob("*provenance.json"), *folder.glob("*/*provenance.json"), *folder.glob("findings/*/*provenance.json")]
+    return sorted(set(found))
+
+
+def _stage(path: Path, folder: Path) -> str:
+    return str(read_json(path).get("stage") or path.parent.relative_to(folder))
+
+
+def without_paths(text: str) -> str:
+    """The text with the folders of this machine cut off every path, so that a shared page tells none of them."""
+    return _PATH.sub("…/", text)
+
+
+def cohort_section(run: Run) -> page.Section:
+    """Who is in the study and who was left out, with the reason."""
+    scans = run.cohort.scans
+    excluded = run.cohort.excluded.reindex(columns=list(EXCLUSION_NAMES)).astype(object)
+    excluded["reason"] = excluded["reason"].astype(str).map(without_paths)
+    by = "data set and group" if run.group else "data set"
+    sheets = [page.sheet(cohort_table(scans, group=run.group), f"Scans by {by}.", names=COHORT_NAMES)]
+    if len(excluded):
+        caption = "Scans that were left out: every one, with the rule it broke."
+        sheets.append(page.sheet(excluded, caption, names=EXCLUSION_NAMES))
+    drawn = page.picture(
+        cohort_plot.draw(scans, group=run.group),
+        "cohort",
+        caption=f"Age of every scan, by {by}.",
+        alternative=f"One dot per scan at its age, in rows by {by}. The table below gives the numbers.",
+    )
+    n_subjects = scans["subject_id"].nunique()
+    return page.Section(
+        "Cohort",
+        "cohort",
+        "Who is in the study, and who was left out and why.",
+        answer=f"{count(len(scans), 'scan')} of {count(n_subjects, 'person')} "
+        f"{'is' if len(scans) == 1 else 'are'} in; {count(len(excluded), 'scan')} left out.",
+        pictures=(drawn,),
+        sheets=tuple(sheets),
+        files=("cohort/scans.tsv", "cohort/excluded.tsv"),
+    )
+
+
+def count(n: int, noun: str) -> str:
+    """A number with its noun: "no scans", "1 scan", "2 scans"."""
+    return f"{n or 'no'} {noun}{'' if n == 1 else 's'}"
+
+
+def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
+    """Scans, persons, age and sex by data set and group; persons of unknown group or sex are counted too.
+
+    Parameters
+    ----------
+    scans : (scan, column) DataFrame
+        Rows of the cohort.
+    group
+        Name of the group column; empty when there is none.
+    """
+    rows = []
+    by = ["dataset", group] if group else ["dataset"]
+    for names, members in scans.groupby(by, dropna=False, sort=True):
+        persons = members.drop_duplicates("subject_id")
+        age = members["age"].dropna() if "age" in members else pd.Series(dtype=float)
+        sex = persons["sex"] if "sex" in persons else pd.Series(float("nan"), persons.index)
+        row: dict[str, object] = dict(zip(by, names, strict=True))
+        row |= {"n_scans": len(members), "n_subjects": len(persons)}
+        row["age"] = f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
+        row["age_range"] = f"{age.min():g} to {age.max():g}" if len(age) else None
+        row |= {"women": int((sex == "F").sum()), "men": int((sex == "M").sum()), "unknown": int(sex.isna().sum())}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def quality_section(run: Run) -> page.Section:
+    """How the prepared scans look, and which stand out."""
+    title, lead = "Preparation", "What preparation made of every scan, and which scans stand out from the rest."
+    if run.quality.empty:
+        return page.Section(title, "preparation", lead, not_run="this run holds no prepared scans")
+    drawn = page.picture(
+        quality_plot.draw(run.quality),
+        "quality",
+        caption="Every prepared scan on every measure; scans that stand out are marked.",
+        alternative="One strip per quality measure with one dot per scan. The table below gives the numbers.",
+    )
+    return page.Section(
+        title,
+        "preparation",
+        lead,
+        pictures=(drawn,),
+        sheets=(page.sheet(run.quality, "Quality of every prepared scan.", names=quality_plot.COLUMN_NAMES),),
+        files=("prepared/quality.tsv",),
+    )
+
+
+def training_section(run: Run) -> page.Section:
+    """How the model learned, and which epoch was kept."""
+    title, lead = "Training", "How the model learned, on the scans it was fitted to and on the validation scans."
+    if run.history.empty:
+        return page.Section(title, "training", lead, not_run="this run holds no trained model")
+    drawn = page.picture(
+        training_plot.draw(run.history, best_epoch=run.best_epoch),
+        "training",
+        caption="Training curves; the line marks the epoch that was kept.",
+        alternative="Loss and unexplained variance by epoch for training and validation scans.",
+    )
+    return page.Section(title, "training", lead, answer=training_answer(run), pictures=(drawn,), files=("model/history.tsv",))
+
+
+def training_answer(run: Run) -> str:
+    """Which epoch was kept, in words."""
+    anchored = run.model.get("anchor") == "pca"
+    if run.best_epoch == 0 and anchored:
+        return "PCA; the network added nothing: no epoch was better on the validation scans than the principal components."
+    n_epochs = int(run.history["epoch"].max())
+    return f"Epoch {run.best_epoch} of {n_epochs} was kept: the lowest error on the validation scans."
+
+
+def provenance_sheets(run: Run) -> tuple[page.Sheet, ...]:
+    """Versions, and what each stage was made from; no machine path, no user name."""
+    versions = next((record.get("versions", {}) for record in run.records.values()), {})
+    stages = [
+        {"stage": stage, "seed": record.get("seed"), "content": str(record.get("content_hash", ""))[:16]}
+        for stage, record in run.records.items()
+    ]
+    sheets = []
+    if versions:
+        table = pd.DataFrame({"software": list(versions), "version": list(versions.values())})
+        sheets.append(page.sheet(table, "Versions.", names={}))
+    if stages:
+        names = {"content": ("content hash", "First 16 digits of the SHA-256 of the files the stage wrote")}
+        sheets.append(page.sheet(pd.DataFrame(stages).astype(object), "Stages of this run.", names=names))
+    return tuple(sheets)
+
+
+def settings_text(run: Run) -> str:
+    """The resolved settings as written beside the results, without folders of this machine."""
+    path = run.folder / "study.toml"
+    return without_paths(path.read_text(encoding="utf-8")) if path.is_file() else ""

@@ -1,0 +1,238 @@
+"""Grey-matter maps of simulated people: the template, deformed, scaled and with tissue lost in planted regions."""
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+
+from nilatent.atlas import load_atlas, region_weights
+from nilatent.errors import SettingError
+from nilatent.simulate.config import SimulationConfig
+from nilatent.simulate.deform import Array, Scale, random_diffeomorphism, sample, smooth_noise
+from nilatent.simulate.people import STREAM_SCAN, STREAM_SHAPE, STREAM_SITE, site_spread
+from nilatent.volumes import Grid, average_to_grid, template
+
+# Shapes differ on this lattice whatever the spacing of the maps, so that a person stays the same person.
+LATTICE_MM = 4.0
+# Chosen so that PCA of equal size leaves about as much of held-out grey matter unexplained as on real scans that were
+# moved to MNI space by an affine (16 components, 48 training scans, 4 mm: .89 raw, .66 at FWHM 8; real .90 and .61).
+SCALES = (Scale(80.0, 4.0, False), Scale(25.0, 0.8, False), Scale(12.0, 3.5, True))
+# One person's ribbon is crisper than the average over people that the template is.
+SHARPNESS = 2
+ATLAS_MM = 2.0
+
+SITE_CONTRAST = 0.03
+SITE_BIAS, SITE_BIAS_FWHM_MM = 0.04, 100.0
+NOISE, NOISE_SITE_RATIO = 0.05, 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """What everyone's brain is made from.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the maps.
+    source : Grid
+        Of the images below; finer than the maps, and averaged over the size of a map's voxel.
+    grey : ndarray
+        (x, y, z) grey-matter probability of the template, sharpened, in [0, 1].
+    lost : ndarray
+        (x, y, z) grey matter lost at disease 1.
+    site_gain : ndarray
+        (site, x, y, z) on the grid: what each site multiplies a map by.
+    site_noise : ndarray
+        (site,) standard deviation of the noise relative to the map.
+    regions : DataFrame
+        Planted regions: label, name, planted_loss (fraction at disease 1), loss_on_grid (what the atlas sees on the
+        undeformed maps).
+    """
+
+    grid: Grid
+    source: Grid
+    grey: Array
+    lost: Array
+    site_gain: Array
+    site_noise: npt.NDArray[np.float64]
+    regions: pd.DataFrame
+
+    def on_grid(self, image: Array) -> Array:
+        """An image of the source grid, undeformed, on the grid of the maps."""
+        points = positions(self.grid)
+        return sample(image, to_voxels(points, self.source), outside="constant")
+
+
+def base_anatomy(config: SimulationConfig) -> Anatomy:
+    """The template, the planted regions and the sites of a simulation.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        The settings.
+
+    Returns
+    -------
+    Anatomy
+        Shared by everyone.
+
+    Raises
+    ------
+    SettingError
+        When a region is not in the atlas.
+    """
+    grid = Grid.mni(config.spacing_mm)
+    source = Grid.mni(max(1.0, config.spacing_mm / 2))
+    grey = tissues(source)["gm"]
+    label, membership = planted_regions(config, source)
+    losses = np.zeros(len(config.losses)) if config.null else config.effect * np.asarray(config.losses)
+    lost = grey * np.einsum("r,rxyz->xyz", losses.astype(np.float32), membership)
+    # The average over a voxel of the map, for sampling at its centre: the variance of a box minus that of a source voxel.
+    ratio = config.spacing_mm / source.spacing_mm
+    sigma = np.sqrt((ratio**2 - 1) / 12)
+    grey, lost = (gaussian_filter(image, sigma, mode="constant") for image in (grey, lost))
+    table = pd.DataFrame({"label": label, "name": config.regions, "planted_loss": losses})
+    gain, noise = _sites(config, grid)
+    anatomy = Anatomy(grid, source, grey, lost, gain, noise, table)
+    return Anatomy(grid, source, grey, lost, gain, noise, table.assign(loss_on_grid=_loss_on_grid(anatomy)))
+
+
+@cache
+def _sharpened(spacing_mm: float) -> tuple[Array, Array, Array]:
+    grid = Grid.mni(spacing_mm)
+    shares = [template(name, grid).get_fdata(dtype=np.float32) for name in ("gm", "wm", "csf")]
+    powers = np.stack([*shares, np.clip(1 - sum(shares), 0, 1)]) ** SHARPNESS
+    powers /= powers.sum(axis=0)
+    return powers[0], powers[1], powers[2]
+
+
+def tissues(grid: Grid) -> dict[str, Array]:
+    """Share of grey matter, white matter and fluid in each voxel of an MNI grid, as crisp as in one person."""
+    grey, white, fluid = _sharpened(grid.spacing_mm)
+    return {"gm": grey, "wm": white, "csf": fluid}
+
+
+def planted_regions(config: SimulationConfig, grid: Grid) -> tuple[npt.NDArray[np.int64], Array]:
+    """Labels (region,) of the planted regions and the share of each voxel they cover (region, x, y, z).
+
+    Raises
+    ------
+    SettingError
+        When a region is not in the atlas.
+    """
+    at_2mm = Grid.mni(ATLAS_MM)
+    everywhere = np.ones(at_2mm.shape, dtype=bool)
+    weights = region_weights(load_atlas("aal2"), at_2mm, everywhere)
+    for name in config.regions:
+        if name not in weights.names:
+            close = difflib.get_close_matches(name, weights.names, n=1, cutoff=0.0)
+            raise SettingError(f"regions are named as in AAL2, which has no '{name}'. Did you mean '{close[0]}'?")
+    rows = [weights.names.index(name) for name in config.regions]
+    cover = weights.matrix[rows].toarray().reshape(len(rows), *at_2mm.shape).astype(np.float32)
+    return weights.labels[rows], np.stack([average_to_grid(one, at_2mm.affine, grid) for one in cover])
+
+
+def _loss_on_grid(anatomy: Anatomy) -> npt.NDArray[np.float64]:
+    grey, lost = anatomy.on_grid(anatomy.grey), anatomy.on_grid(anatomy.lost)
+    weights = region_weights(load_atlas("aal2"), anatomy.grid, np.ones(anatomy.grid.shape, dtype=bool), min_voxels=1.0)
+    rows = np.searchsorted(weights.labels, anatomy.regions["label"])
+    return np.asarray((weights.matrix[rows] @ lost.ravel()) / (weights.matrix[rows] @ grey.ravel()), dtype=float)
+
+
+def _sites(config: SimulationConfig, grid: Grid) -> tuple[Array, npt.NDArray[np.float64]]:
+    spread = site_spread(config)
+    gain = np.ones((config.n_sites, *grid.shape), dtype=np.float32)
+    for site in range(config.n_sites):
+        rng = np.random.default_rng([config.seed, STREAM_SITE, site])
+        bias = smooth_noise(rng, grid.shape, spacing_mm=grid.spacing_mm, fwhm_mm=SITE_BIAS_FWHM_MM)
+        gain[site] = np.exp(SITE_CONTRAST * spread[site] + config.site_effect * SITE_BIAS * bias * (config.n_sites > 1))
+    return gain, config.noise * NOISE * NOISE_SITE_RATIO**spread
+
+
+def positions(grid: Grid) -> Array:
+    """(3, x, y, z) position of each voxel centre in mm."""
+    axes = [grid.affine[i, 3] + grid.spacing_mm * np.arange(grid.shape[i]) for i in range(3)]
+    return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+
+
+def to_voxels(points_mm: Array, grid: Grid) -> Array:
+    """Voxel coordinates on a grid of points in mm, along the first axis of length 3."""
+    origin = grid.affine[:3, 3].reshape(3, *[1] * (points_mm.ndim - 1)).astype(np.float32)
+    return (points_mm - origin) / np.float32(grid.spacing_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """How one person's anatomy differs in shape from the template.
+
+    Parameters
+    ----------
+    displacement : ndarray
+        (3, x, y, z) on the lattice, in voxels of the lattice.
+    jacobian : ndarray
+        (x, y, z) on the lattice, positive.
+    """
+
+    displacement: Array
+    jacobian: Array
+
+    def at(self, points_mm: Array) -> tuple[Array, Array]:
+        """Where in the template the given points of the person come from (mm), and the volume change there."""
+        lattice = Grid.mni(LATTICE_MM)
+        where = to_voxels(points_mm, lattice)
+        moved = np.stack([sample(component, where) for component in self.displacement])
+        return points_mm + np.float32(LATTICE_MM) * moved, sample(self.jacobian, where)
+
+
+def draw_shape(config: SimulationConfig, index: int) -> Shape:
+    """The shape of person number `index`.
+
+    Raises
+    ------
+    SettingError
+        When the deformation folds space over.
+    """
+    lattice = Grid.mni(LATTICE_MM)
+    scales = [Scale(s.fwhm_mm, config.deformation * s.sd_mm, s.conserves_volume) for s in SCALES]
+    rng = np.random.default_rng([config.seed, STREAM_SHAPE, index])
+    return Shape(*random_diffeomorphism(rng, lattice.shape, spacing_mm=LATTICE_MM, scales=scales))
+
+
+def grey_matter_maps(
+    config: SimulationConfig, anatomy: Anatomy, index: int, *, scans: pd.DataFrame, planted: pd.DataFrame
+) -> Array:
+    """Modulated grey-matter maps of every visit of one person.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        The settings.
+    anatomy : Anatomy
+        From :func:`base_anatomy`.
+    index : int
+        Number of the person, from 0.
+    scans, planted : DataFrame
+        Rows of this person, from :func:`nilatent.simulate.people.draw_people`.
+
+    Returns
+    -------
+    ndarray
+        (visit, x, y, z) float32, at least 0: grey matter warped to the person times the Jacobian times head size, so
+        that sums are volumes.
+    """
+    origin, volume = draw_shape(config, index).at(positions(anatomy.grid))
+    where = to_voxels(origin, anatomy.source)
+    grey = sample(anatomy.grey, where, outside="constant") * volume
+    lost = sample(anatomy.lost, where, outside="constant") * volume
+    maps = np.empty((len(scans), *anatomy.grid.shape), dtype=np.float32)
+    for visit, (site, hidden) in enumerate(zip(scans["site"], planted.itertuples(), strict=True)):
+        number = int(site.removeprefix("site")) - 1
+        rng = np.random.default_rng([config.seed, STREAM_SCAN, index, visit])
+        noise = 1 + np.float32(anatomy.site_noise[number]) * rng.standard_normal(grey.shape, dtype=np.float32)
+        tissue = np.float32(hidden.head_size * hidden.gm_factor) * (grey - np.float32(hidden.atrophy) * lost)
+        maps[visit] = np.clip(tissue * anatomy.site_gain[number] * noise, 0, None)
+    return maps
