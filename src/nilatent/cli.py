@@ -39,6 +39,14 @@ class Kind(StrEnum):
     t1 = "t1"
 
 
+class Confound(StrEnum):
+    """What a simulated group is entangled with."""
+
+    none = "none"
+    age = "age"
+    site = "site"
+
+
 Out = Annotated[Path, typer.Argument(help="Folder that receives the results.")]
 RunFolder = Annotated[Path, typer.Argument(help="Folder that `nilatent run` filled.")]
 Sources = Annotated[
@@ -143,6 +151,12 @@ def simulate(
     kind: Annotated[Kind, typer.Option(help="Grey-matter maps, or raw T1-like heads.")] = Kind.gm,
     n_subjects: Annotated[int, typer.Option(min=2, help="How many.")] = DEMO_SUBJECTS,
     n_sessions: Annotated[int, typer.Option(min=1, help="Sessions of each subject.")] = 1,
+    n_sites: Annotated[int, typer.Option(min=1, help="Scanners.")] = 2,
+    spacing_mm: Annotated[float, typer.Option(help="Voxel size of grey-matter maps.")] = 4.0,
+    confounded: Annotated[Confound, typer.Option(help="What the group is entangled with.")] = Confound.none,
+    class_mediated: Annotated[
+        bool, typer.Option("--class-mediated", help="The loss follows the group alone, not severity within it.")
+    ] = False,
     null: Annotated[bool, typer.Option("--null", help="No effect of the group.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     n_procs: Procs = 0,
@@ -151,7 +165,17 @@ def simulate(
     from nilatent.simulate import SimulationConfig
     from nilatent.simulate import simulate as simulate_cohort
 
-    settings = SimulationConfig(kind=kind.value, n_subjects=n_subjects, n_sessions=n_sessions, null=null, seed=seed)
+    settings = SimulationConfig(
+        kind=kind.value,
+        n_subjects=n_subjects,
+        n_sessions=n_sessions,
+        n_sites=n_sites,
+        spacing_mm=spacing_mm,
+        confounded=confounded.value,
+        class_mediated=class_mediated,
+        null=null,
+        seed=seed,
+    )
     typer.echo(str(simulate_cohort(out, settings, n_procs=_cores(n_procs))))
 
 

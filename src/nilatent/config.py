@@ -143,7 +143,7 @@ def read_config(
     if "n_latent" in values.get("model", {}) and "n_latent_auto" not in values:
         values["n_latent_auto"] = False
     config: RunConfig = _build(RunConfig, values, place="")
-    return _with_seed(config, values)
+    return _shared(config, values)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -167,14 +167,19 @@ def sized(config: RunConfig, *, n_train: int) -> ModelConfig:
     return dataclasses.replace(config.model, n_latent=max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT)))
 
 
-def _with_seed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    # One seed for all, unless a table names its own.
-    changed = {
+def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    # One seed for all, unless a table names its own; what the study asks is asked of its analyses.
+    seeded = {
         name: dataclasses.replace(getattr(config, name), seed=config.seed)
         for name in ("split", "training", "lrcp")
         if "seed" not in values.get(name, {})
     }
-    return dataclasses.replace(config, **changed)
+    config = dataclasses.replace(config, **seeded)
+    asked = {name: getattr(config.study, name) for name in ("group", "contrast", "covariates", "site")}
+    own = {name for name in asked if name in values.get("lrcp", {}) and values["lrcp"][name] != asked[name]}
+    if own:
+        raise SettingError(f"'lrcp.{min(own)}' is set in [study], for every analysis: write it there.")
+    return dataclasses.replace(config, lrcp=dataclasses.replace(config.lrcp, **asked))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

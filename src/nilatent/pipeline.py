@@ -273,7 +273,7 @@ class River:
     ) -> None:
         """Every analysis that the study's columns allow, in ``findings/``."""
         config, study = self.config, self.config.study
-        latents, regions = read_latents(self.out), read_regions(self.out)
+        latents, regions = read_latents(self.out), read_regions(self.out).values
         common = ["latents", "regions", "volumes", "split", "prepared"]
         asked = {"study": study, "seed": config.seed}
 
@@ -288,28 +288,14 @@ class River:
                 n_latent=model.model_config.n_latent,
                 seed=config.seed,
                 group=study.group,
-                model_note=model.note,
+                model_note=model.result["summary"],
             )
 
         def projected() -> Finding:
-            return projections(
-                latents, regions, prepared.scans, parts=parts, group=study.group, site=study.site, seed=config.seed
-            )
+            return projections(latents, regions, prepared.scans, group=study.group, site=study.site, seed=config.seed)
 
         def profiled() -> Finding:
-            return lrcp(
-                latents,
-                regions,
-                prepared.scans,
-                weights=weights,
-                grid=volumes.grid,
-                mask=volumes.mask,
-                group=study.group,
-                contrast=study.contrast,
-                covariates=study.covariates,
-                site=study.site,
-                config=config.lrcp,
-            )
+            return lrcp(latents, regions, prepared.scans, weights, volumes.grid, volumes.mask, config.lrcp)
 
         analyses = {
             "reconstruction": (reconstructed, asked, [*common, "model"]),

@@ -1,26 +1,31 @@
 """Sources: BIDS folders, derivatives, CAT12 folders and tables of paths, each read into the same table of scans."""
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nilatent.errors import CohortError
+from nilatent.errors import CohortError, ScanError
 from nilatent.provenance import hash_file
+from nilatent.tables import MISSING_WORDS, pick, read_tsv
 
-MISSING_WORDS = frozenset({"", "n/a", "N/A", "na", "NA", "nan", "NaN", "null", "None", "."})
 PATH_COLUMNS = ("path", "image", "t1w", "gm", "filename", "file")
 SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "sub")
 SESSION_COLUMNS = ("session_id", "session", "ses")
+# Columns the cohort fills itself; a source's own column of that name is kept as `source_<name>`.
+RESERVED = ("scan_id", "subject_id", "session_id", "source_id", "dataset", "sha256", "path")
 SUFFIXES = ("auto", "T1w", "GM")
 ENDINGS = (".nii.gz", ".nii")
-ENTITY = re.compile(r"(?:^|_)(sub|ses|space|label|desc|run|acq|res)-([A-Za-z0-9]+)")
-CAT12_MAP = re.compile(r"^s?\d*m0?wp1(?P<rest>.+)$")
+ENTITY = re.compile(r"(?:^|_)(sub|ses)-([^_]+)")
+# Entities that tell scans apart, not kinds of image.
+SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+")
+CAT12_MAP = re.compile(r"^(?P<kind>s?\d*m0?wp1)(?P<rest>.+)$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,8 @@ def read_source(path: Path, *, suffix: str) -> Source:
     Raises
     ------
     CohortError
-        When the path does not exist, is of no known kind, or holds no image.
+        When the path does not exist, is of no known kind, holds no image, or writes two subjects so alike that they
+        could be one.
     """
     if suffix not in SUFFIXES:
         raise CohortError(f"The image suffix is one of {', '.join(SUFFIXES)}, got '{suffix}'.")
@@ -76,73 +82,37 @@ def read_source(path: Path, *, suffix: str) -> Source:
     return source
 
 
-def read_tsv(path: Path) -> pd.DataFrame:
-    """A TSV or CSV as text: byte-order mark, line ends and encoding forgiven.
-
-    Raises
-    ------
-    CohortError
-        When the file is empty, its rows differ in length, or a column name repeats.
-    """
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    lines = text.splitlines()
-    if not lines:
-        raise CohortError(f"{path} is empty. It needs a line of column names and one line per row.")
-    separator = "\t" if "\t" in lines[0] or path.suffix == ".tsv" else (";" if ";" in lines[0] else ",")
-    header = [name.strip().strip('"') for name in lines[0].split(separator)]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise CohortError(
-            f"{path} has the column '{twice[0]}' twice. Every column name stands once: rename or remove one."
-        )
-    try:
-        table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except pd.errors.ParserError as error:
-        raise CohortError(
-            f"{path} cannot be read as a table: {error}. Every row has as many cells as the header."
-        ) from error
-    table.columns = [str(name).strip() for name in table.columns]
-    return pd.DataFrame({name: table[name].fillna("").astype(str).str.strip() for name in table.columns})
-
-
 def _read_table_of_paths(path: Path) -> Source:
     table = read_tsv(path)
-    image = _pick(table, PATH_COLUMNS)
-    subject = _pick(table, SUBJECT_COLUMNS)
+    image, subject = pick(table, PATH_COLUMNS, path), pick(table, SUBJECT_COLUMNS, path)
     if image is None or subject is None:
         raise CohortError(
             f"{path} has the columns {', '.join(table.columns)}. A table of paths needs one called path and one called "
             "participant_id."
         )
-    session = _pick(table, SESSION_COLUMNS)
+    session = pick(table, SESSION_COLUMNS, path)
     variables = [name for name in table.columns if name not in (image, subject, session)]
     rows, problems = [], []
-    for position, record in enumerate(table.to_dict("records")):
+    for line, record in zip(table.index, table.to_dict("records"), strict=True):
+        place = f"{path.name}, line {line}"
         given = record[subject]
-        label = _label("sub", given)
-        ses = _label("ses", record[session]) if session is not None and record[session] not in MISSING_WORDS else ""
+        label = "" if given in MISSING_WORDS else _label("sub", given)
+        if not label:
+            reason = f"{place} has '{given}' as {subject}. Write one with Latin letters and digits."
+            problems.append(_problem(f"line-{line}", "", "no subject", reason))
+            continue
+        ses = "" if session is None or record[session] in MISSING_WORDS else _label("ses", record[session])
         scan_id = f"{label}_{ses}" if ses else label
-        place = f"{path.name}, line {position + 2}"
-        if given in MISSING_WORDS:
-            problems.append(
-                _problem(f"line-{position + 2}", "", "no subject", f"{place} has no {subject}. Fill it in.")
-            )
-            continue
-        file = (path.parent / record[image]).resolve() if record[image] not in MISSING_WORDS else None
-        if file is None or not file.is_file():
+        file = path.parent.absolute() / record[image]
+        if record[image] in MISSING_WORDS or not _is_file(file):
             reason = f"{place} names the image '{record[image]}', which does not exist. Correct the path (relative to the table)."
-            problems.append(_problem(scan_id, str(file or ""), "absent image", reason))
+            problems.append(_problem(scan_id, str(file), "absent image", reason))
             continue
-        extra = {name: record[name] for name in variables}
+        extra = {_own_name(name): record[name] for name in variables}
         rows.append(
             {"scan_id": scan_id, "subject_id": label, "session_id": ses, "source_id": given, "path": file} | extra
         )
-    rows, repeated = _first_of_each(rows)
-    return Source(_name(path.stem), _frame(rows), problems + repeated)
+    return _source(path, path.stem, rows, problems, {})
 
 
 def _read_folder(folder: Path, suffix: str) -> Source:
@@ -152,50 +122,106 @@ def _read_folder(folder: Path, suffix: str) -> Source:
             f"{folder} holds no T1w image (sub-*/**/anat/*_T1w.nii.gz), no grey-matter map in template space "
             "(*space-MNI*_label-GM_probseg.nii.gz) and no CAT12 map (mri/mwp1*.nii). Name another folder, or a table of paths."
         )
-    rows, repeated = _first_of_each([_row_of_image(path, kind) for path in images])
+    rows, problems = [], []
+    for path in images:
+        try:
+            rows.append(_row_of_image(path, folder, kind))
+        except ScanError as error:
+            problems.append(_problem(path.name.split(".")[0], str(path), error.rule, str(error)))
+    rows, others = _one_variant(rows)
+    problems += others
     participants, columns = _participants(folder)
-    problems = list(repeated)
     if participants is not None:
         rows, unmatched = _join(rows, participants, folder)
         problems += unmatched
     present = {row["subject_id"] for row in rows} | {problem["scan_id"].split("_")[0] for problem in problems}
     for sub in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
-        if sub.name not in present:
+        if _label("sub", sub.name) not in present:
             reason = f"{sub} holds no {kind} image. Add it, or remove the folder."
-            problems.append(_problem(sub.name, str(sub), "absent image", reason))
-    return Source(_name(folder.resolve().name), _frame(rows), problems, columns)
+            problems.append(_problem(_label("sub", sub.name), str(sub), "absent image", reason))
+    return _source(folder, folder.resolve().name, rows, problems, columns)
+
+
+def _source(
+    place: Path, name: str, rows: list[dict[str, Any]], problems: list[dict[str, str]], columns: dict[str, Any]
+) -> Source:
+    _check_subjects(rows, place)
+    rows, repeated = _first_of_each(rows)
+    hashed, unreadable = _hashed(rows)
+    frame = pd.DataFrame(hashed)
+    return Source(re.sub(r"[^A-Za-z0-9]", "", name) or "source", frame, problems + repeated + unreadable, columns)
 
 
 def _images(folder: Path, suffix: str) -> tuple[str, list[Path]]:
-    files = sorted(
-        path for path in folder.rglob("*.nii*") if path.name.endswith(ENDINGS) and not path.name.startswith(".")
-    )
+    files = _nifti_files(folder)
     grey = [path for path in files if "label-GM_probseg" in path.name and "space-MNI" in path.name]
     cat12 = [path for path in files if CAT12_MAP.match(path.name)]
-    raw = [path for path in files if re.search(r"_T1w\.nii(\.gz)?$", path.name) and "derivatives" not in path.parts]
-    raw = [path for path in raw if "space-" not in path.name]
+    raw = [path for path in files if re.search(r"_T1w\.nii(\.gz)?$", path.name) and "space-" not in path.name]
+    raw = [path for path in raw if "derivatives" not in path.relative_to(folder).parts and path not in cat12]
     if suffix in ("auto", "GM") and (grey or cat12):
         return "grey-matter", grey or cat12
     return "T1w", raw if suffix in ("auto", "T1w") else []
 
 
-def _row_of_image(path: Path, kind: str) -> dict[str, Any]:
-    entities = dict(ENTITY.findall(path.name.split(".")[0]))
-    if "sub" not in entities:
-        # CAT12 keeps the name of the image it was given, which need not be BIDS.
-        match = CAT12_MAP.match(path.name.split(".")[0])
-        given = match.group("rest") if match is not None and kind != "T1w" else path.name.split(".")[0]
-        label = _label("sub", given)
-        return {"scan_id": label, "subject_id": label, "session_id": "", "source_id": given, "path": path.resolve()}
-    subject, session = f"sub-{entities['sub']}", f"ses-{entities['ses']}" if "ses" in entities else ""
-    scan_id = f"{subject}_{session}" if session else subject
+def _nifti_files(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    # Subjects are often symbolic links to another disk, which Path.rglob does not enter.
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        loop = here != folder and here.resolve() in {parent.resolve() for parent in here.parents}
+        folders[:] = [] if loop else [name for name in folders if not name.startswith(".") and name != "sourcedata"]
+        files += [here / name for name in names if name.endswith(ENDINGS) and not name.startswith(".")]
+    return sorted(files)
+
+
+def _row_of_image(path: Path, folder: Path, kind: str) -> dict[str, Any]:
+    stem = path.name.split(".")[0]
+    match = CAT12_MAP.match(stem) if kind != "T1w" else None
+    # CAT12 puts its prefix before the name of the image it was given, which need not be a BIDS name.
+    given = match.group("rest") if match is not None else stem
+    named = dict(ENTITY.findall(given))
+    placed = dict(found for part in path.relative_to(folder).parts[:-1] for found in ENTITY.findall(part))
+    for entity in named.keys() & placed.keys():
+        if named[entity] != placed[entity]:
+            raise ScanError(
+                f"{path} stands in the folder {entity}-{placed[entity]} and is called {entity}-{named[entity]}. "
+                "Find out whose it is, and move or rename it.",
+                rule="folder and name disagree",
+            )
+    entities = placed | named
+    source_id = f"sub-{entities['sub']}" if "sub" in entities else re.sub(r"_T1w$", "", given, flags=re.IGNORECASE)
+    subject = _label("sub", source_id)
+    if not subject:
+        raise ScanError(f"{path} has no letter or digit to name a subject by. Rename it.", rule="no subject")
+    session = _label("ses", entities["ses"]) if "ses" in entities else ""
     return {
-        "scan_id": scan_id,
+        "scan_id": f"{subject}_{session}" if session else subject,
         "subject_id": subject,
         "session_id": session,
-        "source_id": subject,
-        "path": path.resolve(),
+        "source_id": source_id,
+        "path": path.absolute(),
+        "variant": match.group("kind") if match is not None else SCAN_ENTITY.sub("", stem),
     }
+
+
+def _one_variant(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows of one kind of image only (one space, one resolution, one CAT12 prefix): the kind that most scans have."""
+    if not rows:
+        return [], []
+    counted = Counter(variant for _, variant in {(row["scan_id"], row["variant"]) for row in rows})
+    chosen = min(counted, key=lambda variant: (-counted[variant], len(variant), variant))
+    kept = [row for row in rows if row["variant"] == chosen]
+    named = {row["scan_id"] for row in kept}
+    problems = []
+    for row in rows:
+        if row["scan_id"] not in named:
+            named.add(row["scan_id"])
+            reason = (
+                f"{row['path']} is another kind of image ('{row['variant'].strip('_')}') than most scans of the folder "
+                f"have ('{chosen.strip('_')}'). Make that kind for this scan too, or name the files in a table of paths."
+            )
+            problems.append(_problem(row["scan_id"], str(row["path"]), "other kind of image", reason))
+    return [{key: value for key, value in row.items() if key != "variant"} for row in kept], problems
 
 
 def _first_of_each(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -213,90 +239,124 @@ def _first_of_each(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     return list(kept.values()), problems
 
 
+def _check_subjects(rows: Iterable[Mapping[str, Any]], place: Path) -> None:
+    known: dict[str, str] = {}
+    for row in rows:
+        given = _bare("sub", row["source_id"])
+        label = row["subject_id"].removeprefix("sub-").casefold()
+        alike = known.setdefault(label.lstrip("0") if label.isdigit() else label, given)
+        if alike != given:
+            raise CohortError(
+                f"{place} has the subjects '{alike}' and '{given}', which could be one person: only letters and digits "
+                "count, and neither case nor leading zeros tell subjects apart. Write one person in one way, and two "
+                "persons differently."
+            )
+
+
 def _participants(folder: Path) -> tuple[pd.DataFrame | None, dict[str, Any]]:
     path = folder / "participants.tsv"
-    columns: dict[str, Any] = {}
+    columns: Any = {}
     if not path.is_file():
         return None, columns
     table = read_tsv(path)
-    subject = _pick(table, SUBJECT_COLUMNS)
+    subject = pick(table, SUBJECT_COLUMNS, path)
     if subject is None:
         raise CohortError(f"{path} has the columns {', '.join(table.columns)}. It needs one called participant_id.")
-    table = table.rename(columns={subject: "participant_id"})
-    table["participant_id"] = [_label("sub", value) for value in table["participant_id"]]
+    table = table[~table[subject].isin(list(MISSING_WORDS))]
+    # The whole identifier is compared, not its letters and digits: 1.0 and 1-0 are not subject 10.
+    table = table.assign(**{subject: [_bare("sub", value) for value in table[subject]]})
     dictionary = path.with_suffix(".json")
     if dictionary.is_file():
         try:
             columns = json.loads(dictionary.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise CohortError(f"{dictionary} is not JSON: {error}. Mend or remove it.") from error
-    return table.drop_duplicates(), {str(name): value for name, value in columns.items() if name in table}
+        if not isinstance(columns, dict):
+            raise CohortError(f"{dictionary} is not a JSON object of columns. Mend or remove it.")
+    known = {_own_name(str(name)): value for name, value in columns.items() if name in table and name != subject}
+    return table.drop_duplicates().rename(columns={subject: "participant_id"}), known
 
 
 def _join(
     rows: list[dict[str, Any]], participants: pd.DataFrame, folder: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    place = folder / "participants.tsv"
+    session = pick(participants, SESSION_COLUMNS, place)
     known = {str(key): part for key, part in participants.groupby("participant_id")}
-    joined, problems = [], []
+    joined, problems, imaged = [], [], set()
     for row in rows:
-        own = known.get(row["subject_id"])
-        if own is None or len(own) > 1:
-            rule = "no row in participants.tsv" if own is None else "several rows in participants.tsv"
-            found = "no row" if own is None else f"{len(own)} different rows"
-            reason = f"{folder / 'participants.tsv'} has {found} for {row['subject_id']}. Leave exactly one."
-            problems.append(_problem(row["scan_id"], str(row["path"]), rule, reason))
+        subject = _bare("sub", row["source_id"])
+        imaged.add(subject)
+        try:
+            variables = _only_row(known.get(subject, participants.iloc[:0]), row, session, place)
+            of_session = _of_session(folder, row)
+        except ScanError as error:
+            problems.append(_problem(row["scan_id"], str(row["path"]), error.rule, str(error)))
             continue
-        variables = own.drop(columns="participant_id").iloc[0].to_dict() | _of_session(folder, row)
-        joined.append({str(name): value for name, value in variables.items() if name not in row} | row)
-    imaged = {row["subject_id"] for row in rows}
+        variables.pop("participant_id")
+        joined.append({_own_name(name): value for name, value in (variables | of_session).items()} | row)
     for subject in sorted(set(known) - imaged):
-        reason = (
-            f"{folder / 'participants.tsv'} lists {subject}, for whom there is no image. Add it, or remove the row."
-        )
-        problems.append(_problem(subject, "", "absent image", reason))
+        reason = f"{place} lists {subject}, for whom there is no image. Add it, or remove the row."
+        problems.append(_problem(_label("sub", subject) or "sub-", "", "absent image", reason))
     return joined, problems
 
 
+def _only_row(table: pd.DataFrame, row: Mapping[str, Any], session: str | None, place: Path) -> dict[str, str]:
+    """The one row of a table that is this scan's; where the table has sessions, the row of the scan's session."""
+    if session is not None and row["session_id"]:
+        wanted = row["session_id"]
+        table = table[[value in MISSING_WORDS or _label("ses", value) == wanted for value in table[session]]]
+    if len(table) != 1:
+        rule = f"{'no row' if table.empty else 'several rows'} in {place.name}"
+        found = "no row" if table.empty else f"{len(table)} different rows"
+        raise ScanError(f"{place} has {found} for {row['scan_id']} ({row['source_id']}). Leave exactly one.", rule=rule)
+    only = {str(name): str(value) for name, value in table.iloc[0].items()}
+    return {name: value for name, value in only.items() if name != session}
+
+
 def _of_session(folder: Path, row: Mapping[str, Any]) -> dict[str, str]:
-    path = folder / row["subject_id"] / f"{row['subject_id']}_sessions.tsv"
+    path = folder / row["source_id"] / f"{row['source_id']}_sessions.tsv"
     if not row["session_id"] or not path.is_file():
         return {}
-    table = read_tsv(path)
-    session = _pick(table, SESSION_COLUMNS)
+    table = read_tsv(path).drop_duplicates()
+    session = pick(table, SESSION_COLUMNS, path)
     if session is None:
         raise CohortError(f"{path} has the columns {', '.join(table.columns)}. It needs one called session_id.")
-    own = table[[_label("ses", value) == row["session_id"] for value in table[session]]]
-    return {str(key): value for key, value in own.drop(columns=session).iloc[0].items()} if len(own) == 1 else {}
+    return _only_row(table, row, session, path)
 
 
-def _pick(table: pd.DataFrame, names: Iterable[str]) -> str | None:
-    lower = {str(column).lower(): str(column) for column in table.columns}
-    return next((lower[name] for name in names if name in lower), None)
+def _bare(entity: str, value: str) -> str:
+    """An identifier without the prefix of its entity, and 7 for the 7.0 of a spreadsheet."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", re.sub(rf"^{entity}-", "", str(value).strip(), flags=re.IGNORECASE))
 
 
 def _label(entity: str, value: str) -> str:
-    bare = re.sub(r"[^A-Za-z0-9]", "", str(value).removeprefix(f"{entity}-"))
-    return f"{entity}-{bare}"
+    """A BIDS label; empty when no letter or digit is left."""
+    bare = re.sub(r"[^A-Za-z0-9]", "", _bare(entity, value))
+    return f"{entity}-{bare}" if bare else ""
 
 
-def _name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", text) or "source"
+def _own_name(column: str) -> str:
+    return f"source_{column}" if column in RESERVED else column
 
 
 def _problem(scan_id: str, path: str, rule: str, reason: str) -> dict[str, str]:
     return {"scan_id": scan_id, "path": path, "rule": rule, "reason": reason}
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows)
-    if not frame.empty:
-        frame["sha256"] = [_hash(path) for path in frame["path"]]
-        frame["path"] = frame["path"].astype(str)
-    return frame
-
-
-def _hash(path: Path) -> str:
+def _is_file(path: Path) -> bool:
     try:
-        return hash_file(path)
-    except OSError as error:
-        raise CohortError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+        return path.is_file()
+    except OSError:  # a cell that is too long for a file name
+        return False
+
+
+def _hashed(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    hashed, problems = [], []
+    for row in rows:
+        try:
+            hashed.append(row | {"sha256": hash_file(row["path"]), "path": str(row["path"])})
+        except OSError as error:
+            reason = f"{row['path']} cannot be read: {error.strerror}. Fetch the file, or check its permissions."
+            problems.append(_problem(row["scan_id"], str(row["path"]), "unreadable image", reason))
+    return hashed, problems

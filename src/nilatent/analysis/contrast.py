@@ -1,4 +1,4 @@
-"""Which scans two groups are compared on, with which confounds; or why they cannot be compared."""
+"""Which scans are compared and with which confounds: one per subject, two groups; or why they cannot be compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +52,65 @@ class Comparison:
         return f"{self.case}:{self.reference}"
 
 
-def group_words(values: pd.Series) -> pd.Series:
-    """Group labels as text, NaN where missing; 1.0 and "1" are one level."""
+def level_words(values: pd.Series) -> pd.Series:
+    """Levels of a column as text, NaN where missing; 1.0 and "1" are one level."""
     numbers = pd.to_numeric(values, errors="coerce")
     text = values.astype("string").str.strip()
     whole = numbers.notna() & (numbers % 1 == 0)
     text = text.mask(whole, numbers.where(whole, 0).astype("int64").astype("string"))
     return text.astype(object).where(text.notna() & (text != ""), np.nan)
+
+
+def first_scans(scans: pd.DataFrame) -> np.ndarray:
+    """Positions of the first session of each subject, in table order.
+
+    Scans of one subject are not exchangeable with scans of others, so permutation tests use one scan per subject.
+    """
+    sessions = scans["session_id"].astype(str) if "session_id" in scans else pd.Series("", index=scans.index)
+    order = pd.DataFrame({"subject": scans["subject_id"].to_numpy(), "session": sessions.to_numpy()})
+    first = order.reset_index().sort_values(["session", "index"]).drop_duplicates("subject")["index"]
+    return np.sort(first.to_numpy())
+
+
+def confound_matrix(scans: pd.DataFrame, columns: Sequence[str], *, levels: Sequence[str] = ()) -> np.ndarray:
+    """Columns of the cohort as confounds: numbers as they are, words as one 0/1 column per level but the first.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        The cohort.
+    columns : Sequence[str]
+        Names of columns.
+    levels : Sequence[str]
+        Columns whose numbers are codes, such as the site, and are treated as words.
+
+    Returns
+    -------
+    ndarray
+        (scan, confound) float64; NaN where a value is missing.
+
+    Raises
+    ------
+    SettingError
+        When a column does not exist.
+    """
+    parts = [np.empty((len(scans), 0))]
+    for column in columns:
+        if column not in scans:
+            raise SettingError(
+                f"Column '{column}' is not in the cohort, which has {', '.join(map(str, scans.columns))}. "
+                "Name one of these, or rename it with --column."
+            )
+        values = scans[column]
+        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        if is_number and column not in levels:
+            parts.append(values.to_numpy(dtype=np.float64)[:, None])
+            continue
+        codes, names = pd.factorize(level_words(values), sort=True)
+        dummies = np.full((len(scans), max(len(names) - 1, 1)), np.nan)
+        dummies[codes >= 0] = np.eye(len(names), len(names) - 1, k=-1)[codes[codes >= 0]] if len(names) > 1 else 0
+        parts.append(dummies)
+    return np.hstack(parts)
 
 
 def compare_groups(
@@ -93,9 +145,10 @@ def compare_groups(
     """
     if group not in scans:
         raise NotComparableError("no group column")
-    words = group_words(scans[group])
+    words = level_words(scans[group])
     case, reference = _levels(words, contrast, group)
-    confounds = stats.confound_matrix(scans, [*covariates, *([site] if site else [])])
+    sites = [site] if site else []
+    confounds = confound_matrix(scans, [*covariates, *sites], levels=sites)
     left_out: dict[str, list[str]] = {}
     in_contrast = words.isin([case, reference]).to_numpy()
     complete = np.isfinite(confounds).all(axis=1)
@@ -104,12 +157,12 @@ def compare_groups(
     usable = np.flatnonzero(in_contrast & complete)
     if len(usable) == 0:
         raise NotComparableError(f"too few: no scan of {case} or {reference} has every confound")
-    rows = usable[stats.first_scans(scans.iloc[usable])]
+    rows = usable[first_scans(scans.iloc[usable])]
     _list(left_out, "a later session of the same subject", scans.index[np.setdiff1d(usable, rows)])
     is_case = (words.iloc[rows] == case).to_numpy(dtype=bool)
     confounds = confounds[rows]
     _check(is_case, confounds, case, reference)
-    blocks = scans[site].astype(str).to_numpy()[rows] if site else None
+    blocks = level_words(scans[site]).to_numpy()[rows].astype(str) if site else None
     return Comparison(rows, is_case, case, reference, confounds, blocks, left_out)
 
 

@@ -61,7 +61,7 @@ def readout_scores(
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         z = unit_scale(stats.residualise(latents, confounds, fit_rows=train), train)
         x = unit_scale(stats.residualise(regions, confounds, fit_rows=train), train)
-        ridge = RidgeCV(alphas=PENALTIES, fit_intercept=False, alpha_per_target=True).fit(z[train], x[train])
+        ridge = RidgeCV(alphas=list(PENALTIES), fit_intercept=False, alpha_per_target=True).fit(z[train], x[train])
         scores[test], truth[test] = ridge.predict(z[test]).reshape(len(test), -1), x[test]
     return scores, 1 - np.square(truth - scores).sum(axis=0) / np.square(truth).sum(axis=0)
 

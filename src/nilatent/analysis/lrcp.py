@@ -20,7 +20,7 @@ import xarray as xr
 from sklearn.metrics import roc_auc_score
 
 from nilatent.analysis import discriminability, stats
-from nilatent.analysis.contrast import Comparison, NotComparableError, compare_groups
+from nilatent.analysis.contrast import Comparison, NotComparableError, compare_groups, confound_matrix
 from nilatent.atlas import RegionWeights, region_map
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run
@@ -202,7 +202,8 @@ def lrcp(
     kept_z, kept_x = stats.varying(z, with_class), stats.varying(x, with_class)
     if not kept_z.any() or not kept_x.any():
         return not_run(NAME, QUESTION, "no latent or no region varies between scans once confounds are removed")
-    plain = stats.confound_matrix(chosen, [*config.covariates, *([config.site] if config.site else [])])
+    sites = [config.site] if config.site else []
+    plain = confound_matrix(chosen, [*config.covariates, *sites], levels=sites)
     result = profile(z[:, kept_z], x[:, kept_x], comparison, config, unadjusted=plain)
     labels, names = weights.labels[kept_x], np.asarray(weights.names)[kept_x]
     found = _table(result, x[:, kept_x], comparison, config, names=names, labels=labels)

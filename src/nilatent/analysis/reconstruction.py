@@ -78,8 +78,8 @@ def ssim_3d(
     """
 
     def smooth(volume: np.ndarray) -> npt.NDArray[np.float64]:
-        smoothed: npt.NDArray[np.float64] = ndimage.gaussian_filter(volume, SSIM_SIGMA, truncate=SSIM_TRUNCATE)
-        return smoothed[mask]
+        smoothed = ndimage.gaussian_filter(volume, SSIM_SIGMA, truncate=SSIM_TRUNCATE)
+        return np.asarray(smoothed[mask])
 
     c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
     x = original.astype(np.float64)

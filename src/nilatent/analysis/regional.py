@@ -98,7 +98,8 @@ def read_regions(folder: Path) -> Regions:
     for path in (table, dictionary):
         if not path.is_file():
             raise CohortError(f"{path} does not exist. Run `nilatent run` to measure the regions again.")
-    values = pd.read_csv(table, sep="\t", dtype={"scan_id": str}, float_precision="round_trip").set_index("scan_id")
+    # Through text, because not every parser of pandas brings a float64 back to its last bit.
+    values = pd.read_csv(table, sep="\t", dtype=str).set_index("scan_id").astype(np.float64)
     described = read_json(dictionary)
     names = [row["name"] for row in described["regions"]]
     if names != list(values.columns):

@@ -243,6 +243,44 @@ def permuted_correlation(
     )
 
 
+def permuted_r2(values: np.ndarray, predictors: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each column's variance that the predictors explain jointly, with its permutation p-value.
+
+    Parameters
+    ----------
+    values : ndarray
+        (row, column) values.
+    predictors : ndarray
+        (row, predictor) values, such as an age or the 0/1 columns of a site.
+    orders : ndarray
+        (permutation, row) from :func:`permutations`.
+
+    Returns
+    -------
+    r2 : ndarray
+        (column,) R^2 in the sample, in [0, 1].
+    p_fwe : ndarray
+        (column,) p-value corrected for all columns by the maximum statistic.
+
+    Raises
+    ------
+    SettingError
+        When a value is missing, a column is constant, or the predictors are.
+    """
+    basis = confound_basis(predictors, len(values))
+    if basis.shape[1] == 1:
+        raise SettingError("The predictors are constant, so they explain nothing. Choose a column that varies.")
+    z = unit_residuals(values, basis[:, :1], what="The table of values")
+    observed = np.square(basis[:, 1:].T @ z).sum(axis=0)
+    maxima = np.empty(len(orders))
+    batch = max(1, BATCH_BYTES // (8 * z.size))
+    for start in range(0, len(orders), batch):
+        shuffled = np.take(z, orders[start : start + batch].T, axis=0)
+        products = (basis[:, 1:].T @ shuffled.reshape(len(z), -1)).reshape(basis.shape[1] - 1, -1, z.shape[1])
+        maxima[start : start + batch] = np.square(products).sum(axis=0).max(axis=1)
+    return observed, max_p(observed, maxima)
+
+
 def max_p(observed: np.ndarray, maxima: np.ndarray) -> np.ndarray:
     """Family-wise p-value of each observed statistic against the maxima of the permutations, (1 + b) / (1 + B)."""
     ordered = np.sort(maxima)
@@ -298,46 +336,3 @@ def bootstrap_ratio(
     counts = np.random.default_rng(seed).multinomial(len(top), np.full(len(top), 1 / len(top)), size=n_bootstrap)
     low, high = np.quantile((counts @ top) / (counts @ bottom), [(1 - level) / 2, (1 + level) / 2])
     return ratio, float(low), float(high)
-
-
-def first_scans(scans: pd.DataFrame) -> np.ndarray:
-    """Positions of the first session of each subject, in table order.
-
-    Scans of one subject are not exchangeable with scans of others, so permutation tests use one scan per subject.
-    """
-    sessions = scans["session_id"].astype(str) if "session_id" in scans else pd.Series("", index=scans.index)
-    order = pd.DataFrame({"subject": scans["subject_id"].to_numpy(), "session": sessions.to_numpy()})
-    first = order.reset_index().sort_values(["session", "index"]).drop_duplicates("subject")["index"]
-    return np.sort(first.to_numpy())
-
-
-def confound_matrix(scans: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Columns of the participants as confounds: numbers as they are, words as one 0/1 column per level but the first.
-
-    Returns
-    -------
-    ndarray
-        (scan, confound) float64; NaN where a value is missing.
-
-    Raises
-    ------
-    SettingError
-        When a column does not exist.
-    """
-    parts = [np.empty((len(scans), 0))]
-    for column in columns:
-        if column not in scans:
-            raise SettingError(
-                f"Column '{column}' is not in the cohort, which has {', '.join(map(str, scans.columns))}. "
-                "Name one of these, or rename it with --column."
-            )
-        values = scans[column]
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-            parts.append(values.to_numpy(dtype=np.float64)[:, None])
-            continue
-        codes, levels = pd.factorize(values, sort=True)
-        dummies = np.eye(len(levels))[:, 1:][codes]
-        parts.append(
-            np.where((codes < 0)[:, None], np.nan, dummies) if len(levels) else np.full((len(scans), 1), np.nan)
-        )
-    return np.hstack(parts)

@@ -91,7 +91,8 @@ class Mirror(nn.Module):
     n_latent : int
         Length of the latent vector.
     n_smooth : int
-        How many of the last doublings are plain trilinear interpolation (zero beyond the grid). 0 draws the finest detail; 1 or 2 cannot,
+        How many of the last doublings are plain trilinear interpolation (zero beyond the grid).
+        0 draws the finest detail; 1 or 2 cannot,
         which keeps a correction to a linear decoder smooth and small.
     """
 

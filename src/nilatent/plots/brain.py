@@ -16,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nilatent.errors import GridError
 from nilatent.plots import style
@@ -27,6 +28,9 @@ _LETTER: dict[Plane, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
 _EDGES: dict[Plane, tuple[str, str]] = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}
 _PANEL = "#000000"
 _MARK = "#ffffff"
+
+PANELS_INCHES = 9.0
+BAR_INCHES = 1.0
 
 AXIAL_MM = (-36.0, -24.0, -12.0, 0.0, 12.0, 24.0, 36.0, 52.0)
 CORONAL_MM = (-80.0, -60.0, -40.0, -24.0, -8.0, 8.0, 28.0, 48.0)
@@ -46,13 +50,13 @@ class Cut:
     plane
         Which of the three planes.
     position_mm
-        Centre of the voxels shown, in mm.
+        Centre of the voxels shown, in mm; None when it is not known.
     """
 
     values: np.ndarray
     extent: tuple[float, float, float, float]
     plane: Plane
-    position_mm: float
+    position_mm: float | None
 
 
 def cut(values: np.ndarray, affine: np.ndarray, *, plane: Plane, position_mm: float) -> Cut:
@@ -124,11 +128,11 @@ def show(
         pad = 0.03 * (right - left)
         for x, letter, side in ((left + pad, 0, "left"), (right - pad, 1, "right")):
             axes.text(x, top - pad, _EDGES[shown.plane][letter], color=_MARK, fontsize=7.5, ha=side, va="top")
-    if position:
+    if position and shown.position_mm is not None:
         axes.text(
             left + 0.03 * (right - left),
             bottom + 0.03 * (top - bottom),
-            _place(shown),
+            _place(shown.plane, shown.position_mm),
             color=_MARK,
             fontsize=6.5,
             ha="left",
@@ -137,33 +141,43 @@ def show(
     return image
 
 
-def _place(shown: Cut) -> str:
+def _place(plane: Plane, position_mm: float) -> str:
     """Position in words; a sagittal slice says which half of the brain it is in."""
-    words = f"{_LETTER[shown.plane]} {shown.position_mm:.0f} mm".replace("-", "−")
-    if shown.plane != "sagittal":
+    words = f"{_LETTER[plane]} {position_mm:.0f} mm".replace("-", "−")
+    if plane != "sagittal":
         return words
-    return f"{words} ({'L' if shown.position_mm < 0 else 'R' if shown.position_mm > 0 else 'L|R'})"
+    return f"{words} ({'L' if position_mm < 0 else 'R' if position_mm > 0 else 'L|R'})"
 
 
 def colour_bar(drawn: Figure, axes: list[Axes], norm: Normalize, colour_map: str, label: str) -> None:
     """A colour bar with its unit beside the given axes."""
-    bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.72, aspect=22, pad=0.015)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.8, aspect=24, pad=0.012)
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
-    bar.set_label(style.plain(label))
+    bar.set_label(style.plain(label), fontsize=8)
 
 
-def limits(values: np.ndarray) -> tuple[Normalize, str]:
-    """Norm and colour map of a map: diverging about zero when it has both signs, else from zero to its largest."""
+def scale(values: np.ndarray, *, limits: tuple[float, float] | None) -> tuple[Normalize, str]:
+    """Norm and colour map of a map: diverging about zero when it has both signs, else from zero to its largest.
+
+    Parameters
+    ----------
+    values : array
+        What is shown; not-a-number counts for nothing.
+    limits
+        Ends of the scale where they are fixed, so that maps can be compared; None takes them from the values.
+    """
     finite = values[np.isfinite(values)]
+    signed = bool(finite.size) and float(finite.min()) < 0
     largest = float(np.max(np.abs(finite), initial=0.0)) or 1.0
-    if finite.size and finite.min() < 0:
-        return Normalize(-largest, largest), style.SIGNED_MAP
-    return Normalize(0.0, largest), style.AMOUNT_MAP
+    low, high = limits if limits is not None else (-largest if signed else 0.0, largest)
+    return Normalize(low, high, clip=True), style.SIGNED_MAP if signed else style.AMOUNT_MAP
 
 
 @mpl.rc_context(style.STYLE)
-def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str) -> Figure:
+def draw_map(
+    image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str, limits: tuple[float, float] | None = None
+) -> Figure:
     """A map over the template, in axial and coronal slices at fixed positions.
 
     Parameters
@@ -174,6 +188,8 @@ def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str)
         Template in [0, 1] on any RAS grid in the same space.
     label
         What the colour bar shows, with its unit.
+    limits
+        Ends of the colour scale; None takes them from the map.
 
     Returns
     -------
@@ -183,15 +199,14 @@ def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str)
     values = np.asarray(image.dataobj, dtype=np.float32)
     values = np.where(values == 0, np.nan, values)
     anatomy = np.asarray(background.dataobj, dtype=np.float32)
-    norm, colour_map = limits(values)
+    norm, colour_map = scale(values, limits=limits)
     planes: tuple[tuple[Plane, tuple[float, ...]], ...] = (("axial", AXIAL_MM), ("coronal", CORONAL_MM))
-    drawn, panels = mosaic(
-        len(AXIAL_MM), [cut(anatomy, image_affine(background), plane=plane, position_mm=0.0) for plane, _ in planes]
-    )
+    first = [cut(anatomy, affine_of(background), plane=plane, position_mm=0.0) for plane, _ in planes]
+    drawn, panels = mosaic([first[0]] * len(AXIAL_MM), n_rows=2, second=first[1])
     for row, (plane, positions) in zip(panels, planes, strict=True):
         for axes, position_mm in zip(row, positions, strict=True):
-            under = cut(anatomy, image_affine(background), plane=plane, position_mm=position_mm)
-            over = cut(values, image_affine(image), plane=plane, position_mm=position_mm)
+            under = cut(anatomy, affine_of(background), plane=plane, position_mm=position_mm)
+            over = cut(values, affine_of(image), plane=plane, position_mm=position_mm)
             show(axes, under, norm=Normalize(0.0, 1.25), colour_map="gray")
             show(axes, over, norm=norm, colour_map=colour_map, mark=False, position=False)
             axes.set_xlim(under.extent[:2])
@@ -200,30 +215,39 @@ def draw_map(image: nib.Nifti1Image, *, background: nib.Nifti1Image, label: str)
     return drawn
 
 
-def mosaic(n_columns: int, rows: Sequence[Cut], *, width: float = 10.0) -> tuple[Figure, np.ndarray]:
-    """Panels without gaps, each row as high as its kind of slice needs.
+def mosaic(first_row: Sequence[Cut], *, n_rows: int, second: Cut | None = None) -> tuple[Figure, np.ndarray]:
+    """Panels without gaps, as wide and high as their slices need.
 
     Parameters
     ----------
-    n_columns
-        Slices per row.
-    rows
-        One cut of each row, for its proportions.
-    width
-        Width of the figure in inches, of which a tenth is left for a colour bar.
+    first_row
+        One cut per column, for its proportions.
+    n_rows
+        Number of rows.
+    second
+        Proportions of the second row where its slices are of another plane; their width is the first row's.
 
     Returns
     -------
     Figure, (row, column) array of Axes
     """
-    heights = [(shown.extent[3] - shown.extent[2]) / (shown.extent[1] - shown.extent[0]) for shown in rows]
-    drawn = style.figure(width, 0.9 * width / n_columns * sum(heights) + 0.04)
-    drawn.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
-    panels = drawn.subplots(len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    return drawn, panels
+    widths = [_size(shown)[0] for shown in first_row]
+    heights = [max(_size(shown)[1] for shown in first_row)] * n_rows
+    if second is not None:
+        heights[1] = _size(second)[1]
+    inches = PANELS_INCHES / sum(widths)
+    drawn = style.figure(PANELS_INCHES + BAR_INCHES, inches * sum(heights) + 0.05)
+    drawn.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0))
+    ratios = {"height_ratios": heights, "width_ratios": widths}
+    return drawn, drawn.subplots(n_rows, len(widths), squeeze=False, gridspec_kw=ratios)
 
 
-def image_affine(image: nib.Nifti1Image) -> np.ndarray:
+def _size(shown: Cut) -> tuple[float, float]:
+    left, right, bottom, top = shown.extent
+    return right - left, top - bottom
+
+
+def affine_of(image: nib.Nifti1Image) -> np.ndarray:
     """Affine of an image that has one.
 
     Raises

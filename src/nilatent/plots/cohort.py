@@ -1,5 +1,7 @@
 """Who is in the study: age of every scan, by data set and group."""
 
+from typing import Any
+
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
@@ -33,7 +35,7 @@ def draw(scans: pd.DataFrame, *, group: str = "") -> Figure:
     drawn = style.figure(7.2, 1.0 + 0.42 * len(rows))
     axes = drawn.add_subplot()
     sexes = scans["sex"].map(SEX_NAMES).fillna(UNKNOWN) if "sex" in scans else pd.Series(UNKNOWN, scans.index)
-    looks = style.colours([*SEX_NAMES.values(), UNKNOWN])
+    looks = style.looks([*SEX_NAMES.values(), UNKNOWN])
     for height, (_, members) in enumerate(reversed(rows)):
         offsets = pd.Series(0.55 * style.spread(len(members)), members.index)
         for sex, (colour, marker) in looks.items():
@@ -53,5 +55,5 @@ def draw(scans: pd.DataFrame, *, group: str = "") -> Figure:
     return drawn
 
 
-def _row_name(names: tuple[object, ...]) -> str:
+def _row_name(names: tuple[Any, ...]) -> str:
     return " · ".join("not given" if pd.isna(name) else style.plain(name, width=24) for name in names)

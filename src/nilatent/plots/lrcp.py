@@ -11,6 +11,31 @@ N_REGIONS = 20
 GRADE_COLOURS = {"strong": "#0072B2", "class-mediated": "#E69F00", "none": "#b3bac2"}
 GRADE_HATCHES = {"strong": "", "class-mediated": "///", "none": ""}
 
+COLUMN_NAMES = {
+    "name": ("region", ""),
+    "rank": ("rank", "By the ranking score, which orders the table and decides nothing"),
+    "grade": ("grade", "strong: both tests hold and the association holds within groups; class-mediated: only pooled"),
+    "direction": ("grey matter", "Direction of what the latents carry of the region"),
+    "a": ("|a|", "Association: largest absolute correlation of the region with a latent"),
+    "p_a": ("p of a", "Family-wise over regions and latents"),
+    "bal_acc": ("bal. accuracy", "How well what the latents carry of the region separates the groups; 0.5 is chance"),
+    "p_d": ("p of bal. acc.", "Family-wise over regions"),
+    "p": ("p", "The larger of the two: both must hold"),
+    "a_centred": ("|a| within groups", "Association after group means are removed"),
+    "p_centred": ("p within groups", "Family-wise over regions and latents"),
+    "r2_latents": ("R² of all latents", "Cross-validated; does not depend on the basis of the latents"),
+    "bal_acc_linked": ("bal. acc., linked", "Classifier on the latents linked to the region"),
+    "auc_region": ("AUC of region", "What the region's own grey matter separates, without any model"),
+    "p_region": ("p of region", "Family-wise over regions: plain regional analysis"),
+    "badge": ("bound", "Agnostic validation"),
+    "label": ("label", "Number in the atlas"),
+}
+MAPS = {
+    "minus_log10_p": ("−log10 of the family-wise p", None),
+    "a": ("association |a| (correlation)", None),
+}
+"""Map of the finding to the label of its colour bar and its limits (None: from zero to the largest)."""
+
 
 @mpl.rc_context(style.STYLE)
 def draw(finding: Finding) -> Figure:
@@ -42,7 +67,9 @@ def draw(finding: Finding) -> Figure:
     right.set_xlabel("balanced accuracy (0.5 is chance)")
     right.set_xlim(right=1.0)
     present = [grade for grade in GRADE_COLOURS if grade in grades]
-    handles = [mpl.patches.Patch(facecolor=GRADE_COLOURS[g], hatch=GRADE_HATCHES[g], edgecolor="white") for g in present]
+    handles = [
+        mpl.patches.Patch(facecolor=GRADE_COLOURS[g], hatch=GRADE_HATCHES[g], edgecolor="white") for g in present
+    ]
     drawn.legend(handles, present, loc="outside upper left", ncols=3, handlelength=1.2)
     return drawn
 

@@ -10,11 +10,22 @@ from nilatent.plots import style
 COLUMN_NAMES = {
     "scan_id": ("scan", ""),
     "dataset": ("data set", ""),
-    "flags": ("stands out in", "Measures far from the rest of the cohort, by median absolute deviation"),
+    "outliers": ("stands out in", "Measures far from the other scans of its data set, by median absolute deviation"),
+    "template_correlation": ("template correlation", "Of the grey-matter map with the template's"),
+    "t1_correlation": ("T1 correlation", "Of the aligned brain with the template's"),
+    "mask_dice": ("mask Dice", "Overlap of the aligned brain mask with the template's"),
+    "outside_fraction": ("GM outside brain", "Share of the grey matter outside the template's brain mask"),
+    "gm_ml": ("GM (mL)", ""),
+    "wm_ml": ("WM (mL)", ""),
+    "csf_ml": ("CSF (mL)", ""),
+    "tiv_ml": ("brain mask (mL)", "Volume of the brain mask in the scan's own space"),
+    "head_size_factor": ("head size factor", "Volume of the head relative to the template"),
+    "bias_range": ("bias range", "95th by 5th percentile of the bias field"),
+    "noise_ratio": ("noise ratio", "Noise SD by mean white-matter intensity"),
+    "tissue_contrast": ("tissue contrast", "White minus grey mean intensity, by white"),
 }
-"""Column of `quality.tsv` to its name on the page, its explanation, and so its axis."""
+"""Column of `quality.tsv` to its name on the page and in the figure, and its explanation."""
 
-MAX_STRIPS = 9
 STRIPS_PER_ROW = 3
 
 
@@ -25,23 +36,23 @@ def draw(quality: pd.DataFrame) -> Figure:
     Parameters
     ----------
     quality : (scan, column) DataFrame
-        `prepared/quality.tsv`: `scan_id`, numeric measures and, where given, `flags` (text, empty when none).
+        `prepared/quality.tsv`: the measures, and `outliers` (text, empty when none), the measures a scan stands out in.
 
     Returns
     -------
     Figure
-        One strip per measure; flagged scans are orange squares, the worst of them named.
+        One strip per measure that varies; a scan that stands out in a measure is an orange square there.
     """
-    numeric = [name for name in quality.select_dtypes("number") if quality[name].notna().any()]
-    shown = [name for name in numeric if quality[name].nunique() > 1][:MAX_STRIPS]
+    known = [name for name in COLUMN_NAMES if name in quality and pd.api.types.is_numeric_dtype(quality[name])]
+    shown = [name for name in known if quality[name].nunique() > 1]
     if not shown:
         return style.message("No quality measure varies between the scans.")
-    flags = quality["flags"].fillna("").astype(str) if "flags" in quality else pd.Series("", quality.index)
+    outliers = quality["outliers"].fillna("").astype(str).str.split(", ")
     n_rows = -(-len(shown) // STRIPS_PER_ROW)
-    drawn = style.figure(8.4, 0.25 + 0.95 * n_rows)
+    drawn = style.figure(8.6, 0.2 + 0.85 * n_rows)
     grid = drawn.subplots(n_rows, STRIPS_PER_ROW, squeeze=False).ravel()
     for axes, name in zip(grid, shown, strict=False):
-        _strip(axes, quality[name], flags.str.contains(str(name), regex=False), COLUMN_NAMES.get(str(name), (name,))[0])
+        _strip(axes, quality[name], outliers.map(lambda names, name=name: name in names), COLUMN_NAMES[name][0])
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     return drawn

@@ -23,7 +23,6 @@ GROUP_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Shapes repeat what the colours say, so that no reader depends on colour."""
 
 AMOUNT_MAP = "viridis"
-ERROR_MAP = "magma"
 SIGNED_MAP = "PuOr_r"
 
 STYLE = {
@@ -105,10 +104,11 @@ def message(text: str) -> Figure:
     return empty
 
 
-def colours(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker per label, in the given order; they repeat after eight."""
+def looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker per label, in the given order; no pair comes twice among 64."""
+    n_colours, n_markers = len(GROUP_COLOURS), len(GROUP_MARKERS)
     return {
-        label: (GROUP_COLOURS[i % len(GROUP_COLOURS)], GROUP_MARKERS[i % len(GROUP_MARKERS)])
+        label: (GROUP_COLOURS[i % n_colours], GROUP_MARKERS[(i + i // n_colours) % n_markers])
         for i, label in enumerate(labels)
     }
 

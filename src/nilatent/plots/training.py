@@ -1,30 +1,22 @@
-"""How the model learned: every measure of the history by epoch, with the epoch that was kept."""
+"""How the model learned: loss, and variance left unexplained on the validation scans, with the epoch that was kept."""
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nilatent.plots import style
-
-PARTS = {"train": ("#0072B2", "-"), "validation": ("#D55E00", "-")}
-"""Prefix of a column to its line; what follows the underscore is the measure."""
-LABELS = {
-    "loss": "loss",
-    "mse": "mean squared error",
-    "fvu": "variance left unexplained (FVU)",
-    "kl": "KL (nats)",
-}
 
 
 @mpl.rc_context(style.STYLE)
 def draw(history: pd.DataFrame, *, best_epoch: int | None) -> Figure:
-    """Curves by epoch, training and validation in one panel per measure.
+    """Loss on the training scans, and variance left unexplained on the validation scans beside PCA of equal size.
 
     Parameters
     ----------
     history : (epoch, column) DataFrame
-        `epoch` and columns such as `train_mse`, `validation_mse`, `validation_fvu`.
+        `epoch`, `train_loss`, `validation_fvu`, `pca_fvu` and, for a variational model, `kl`.
     best_epoch
         The epoch whose weights were kept; None when it is not known.
 
@@ -33,24 +25,29 @@ def draw(history: pd.DataFrame, *, best_epoch: int | None) -> Figure:
     Figure
         One panel per measure.
     """
-    measures = {name: label for name, label in LABELS.items() if any(f"{part}_{name}" in history for part in PARTS)}
-    if not measures or history.empty:
+    if history.empty:
         return style.message("The history holds no epoch.")
-    drawn = style.figure(4.2 * len(measures), 3.0)
-    for axes, (measure, label) in zip(drawn.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True):
-        _curves(axes, history, measure)
-        axes.set_title(label)
-        axes.set_xlabel("epoch")
-        if best_epoch is not None:
-            axes.axvline(best_epoch, color=style.QUIET, lw=1.0, ls=":", label=f"kept: epoch {best_epoch}")
-        axes.legend()
+    variational = "kl" in history and history["kl"].notna().any()
+    drawn = style.figure(8.6, 2.9)
+    panels = drawn.subplots(1, 3 if variational else 2)
+    _curve(panels[0], history, "train_loss", "loss, training scans", best_epoch=None)
+    _curve(panels[1], history, "validation_fvu", "variance left unexplained, validation", best_epoch=best_epoch)
+    panels[1].axhline(history["pca_fvu"].iloc[0], color="#D55E00", lw=1.2, ls="--", label="PCA of equal size")
+    panels[1].legend()
+    if variational:
+        _curve(panels[2], history, "kl", "KL, validation (nats per scan)", best_epoch=None)
     return drawn
 
 
-def _curves(axes: Axes, history: pd.DataFrame, measure: str) -> None:
-    for part, (colour, line) in PARTS.items():
-        column = f"{part}_{measure}"
-        if column in history:
-            marker = "o" if history[column].notna().sum() < 3 else ""
-            axes.plot(history["epoch"], history[column], line, color=colour, lw=1.5, marker=marker, label=part)
+def _curve(axes: Axes, history: pd.DataFrame, column: str, title: str, *, best_epoch: int | None) -> None:
+    known = history[history[column].notna()]
+    axes.plot(
+        known["epoch"], known[column], color="#0072B2", lw=1.5, marker="o" if len(known) < 4 else "", label="model"
+    )
+    kept = history[history["epoch"] == best_epoch]
+    if len(kept):
+        axes.scatter(kept["epoch"], kept[column], s=42, c="#0072B2", zorder=3, lw=0, label=f"kept: epoch {best_epoch}")
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=style.QUIET, alpha=0.25, lw=0.6)

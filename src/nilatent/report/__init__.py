@@ -1,7 +1,8 @@
 """The report: a list over the files of a run, written as one page that opens by double click and needs no network."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from nilatent.volumes import Grid, template
 __all__ = ["SECTIONS", "FindingSection", "build"]
 
 
+Drawing = Callable[[Finding], Figure]
+
+
 @dataclass(frozen=True)
 class FindingSection:
     """How a finding is shown.
@@ -31,16 +35,22 @@ class FindingSection:
     lead
         What the section is about, in one sentence.
     names
-        Column of its table to (shown name, explanation).
+        Columns of its table that are shown, to (shown name, explanation); see `page.sheet`.
+    more
+        Further figures: stem of the file to function.
+    maps
+        Maps that are drawn on the template, to the label of the colour bar and its limits.
     scatter
         Values of an interactive scatter, from the finding and the table of scans; None for none.
     """
 
     title: str
     finding: str
-    draw: Callable[[Finding], Figure]
+    draw: Drawing
     lead: str
-    names: dict[str, tuple[str, str]]
+    names: Mapping[str, tuple[str, str]]
+    more: Mapping[str, Drawing] = field(default_factory=dict)
+    maps: Mapping[str, tuple[str, tuple[float, float] | None]] = field(default_factory=dict)
     scatter: Callable[[Finding, pd.DataFrame], dict[str, Any]] | None = None
 
 
@@ -51,6 +61,8 @@ SECTIONS: tuple[FindingSection, ...] = (
         reconstruction.draw,
         "What survives the way through the latents and back, on scans the model has never seen.",
         reconstruction.COLUMN_NAMES,
+        more={"reconstruction-slices": reconstruction.draw_slices},
+        maps=reconstruction.MAPS,
     ),
     FindingSection(
         "Latent space",
@@ -58,7 +70,7 @@ SECTIONS: tuple[FindingSection, ...] = (
         projections.draw,
         "How the scans lie to one another in the latents, and what that order follows.",
         projections.COLUMN_NAMES,
-        projections.scatter,
+        scatter=projections.scatter,
     ),
     FindingSection(
         "Regions (LRCP)",
@@ -66,6 +78,7 @@ SECTIONS: tuple[FindingSection, ...] = (
         lrcp.draw,
         "Which regions the latents carry, and whether what they carry tells the groups apart.",
         lrcp.COLUMN_NAMES,
+        maps=lrcp.MAPS,
     ),
 )
 """The findings of the page, in order. One that is absent from the run becomes a line "not run"."""
@@ -127,7 +140,7 @@ def verdict(run: study.Run) -> str:
     """The first sentence of the page: whether the model beats the mean image and PCA of equal size."""
     found = run.findings.get("reconstruction")
     if found is not None and not found.not_run:
-        return found.answer
+        return re.split(r"(?<=\.)\s+(?=[A-Z])", found.answer, maxsplit=1)[0]
     reason = found.not_run if found is not None else NOT_ASKED
     return f"No model was judged on held-out scans: {reason.rstrip('.')}."
 
@@ -157,8 +170,11 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
         reason = found.not_run if found is not None else NOT_ASKED
         question = found.question if found is not None else ""
         return page.Section(spec.title, spec.finding, spec.lead, question=question, not_run=reason)
-    pictures = [_finding_picture(spec, found), *_map_pictures(found)]
-    sheets = [page.sheet(found.table, f"{spec.title}: every row of the finding.", names=spec.names)]
+    pictures = [
+        _picture(draw, name, found, fallback=name == found.name and spec.scatter is not None)
+        for name, draw in {found.name: spec.draw, **spec.more}.items()
+    ]
+    table = page.sheet(found.table, f"{spec.title}, in numbers.", names=spec.names)
     return page.Section(
         spec.title,
         spec.finding,
@@ -167,36 +183,33 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
         answer=found.answer,
         n_scans=found.n_scans,
         n_subjects=found.n_subjects,
-        pictures=tuple(pictures),
-        sheets=tuple(sheets) if len(found.table) else (),
+        pictures=(*pictures, *_map_pictures(spec, found)),
+        sheets=(table,) if len(found.table) else (),
         caveats=found.caveats,
         files=(f"findings/{found.name}/table.tsv", *(f"findings/{found.name}/{name}.nii.gz" for name in found.maps)),
         scatter=spec.scatter(found, _scatter_columns(run)) if spec.scatter is not None else None,
     )
 
 
-def _finding_picture(spec: FindingSection, found: Finding) -> page.Picture:
-    return page.picture(
-        spec.draw(found),
-        found.name,
-        caption=(spec.draw.__doc__ or spec.title).splitlines()[0],
-        alternative=f"{found.question} {found.answer}",
-        fallback=spec.scatter is not None,
-    )
+def _picture(draw: Drawing, name: str, found: Finding, *, fallback: bool) -> page.Picture:
+    # The first line of a draw function says what the figure shows: written once, beside the code that draws it.
+    caption = (draw.__doc__ or name).splitlines()[0]
+    return page.picture(draw(found), name, caption=caption, alternative=f"{caption} {found.answer}", fallback=fallback)
 
 
-def _map_pictures(found: Finding) -> Sequence[page.Picture]:
-    if not found.maps:
+def _map_pictures(spec: FindingSection, found: Finding) -> Sequence[page.Picture]:
+    shown = {name: look for name, look in spec.maps.items() if name in found.maps}
+    if not shown:
         return ()
     background = template("t1", Grid.mni(BACKGROUND_MM))
     return [
         page.picture(
-            brain.draw_map(image, background=background, label=name),
+            brain.draw_map(found.maps[name], background=background, label=label, limits=limits),
             f"{found.name}-{name}",
-            caption=f"Map “{name}” on the MNI152 template; left is on the left.",
-            alternative=f"Axial and coronal slices of the template with the map {name}; the table gives its values.",
+            caption=f"Map: {label}, on the MNI152 template; left is on the left.",
+            alternative=f"Axial and coronal slices of the template with the map: {label}. The table gives the values.",
         )
-        for name, image in found.maps.items()
+        for name, (label, limits) in shown.items()
     ]
 
 

@@ -16,7 +16,9 @@ REFERENCES: dict[str, Reference] = {
         "automated anatomical labeling atlas. NeuroImage 2015;122:1-5.",
         "10.1016/j.neuroimage.2015.07.075",
     ),
-    "adamw": Reference("Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.", "10.48550/arXiv.1711.05101"),
+    "adamw": Reference(
+        "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.", "10.48550/arXiv.1711.05101"
+    ),
     "ants": Reference(
         "Avants BB, et al. A reproducible evaluation of ANTs similarity metric performance in brain image registration. "
         "NeuroImage 2011;54:2033-2044.",
@@ -75,7 +77,15 @@ REFERENCES: dict[str, Reference] = {
 
 def paragraphs(run: Run) -> tuple[str, ...]:
     """The methods in words, one paragraph per stage that was run; citations are keys such as [n4]."""
-    stages: tuple[Callable[[Run], str], ...] = (_scans, _preparation, _model, _reconstruction, _regions, _lrcp, _software)
+    stages: tuple[Callable[[Run], str], ...] = (
+        _scans,
+        _preparation,
+        _model,
+        _reconstruction,
+        _regions,
+        _lrcp,
+        _software,
+    )
     return tuple(text for stage in stages if (text := stage(run)))
 
 
@@ -105,7 +115,9 @@ def _scans(run: Run) -> str:
     if run.parts.empty:
         return text
     parts = run.parts["part"].value_counts()
-    sizes = ", ".join(f"{count(int(parts.get(part, 0)), 'scan')} for {part}" for part in ("train", "validation", "test"))
+    sizes = ", ".join(
+        f"{count(int(parts.get(part, 0)), 'scan')} for {part}" for part in ("train", "validation", "test")
+    )
     by = run.settings.get("split", {}).get("stratify") or ()
     strata = f" and {', '.join(by)}" if by else ""
     return f"{text} Persons, never single scans, were divided at random, stratified by data set{strata}: {sizes}."
@@ -116,7 +128,9 @@ def _preparation(run: Run) -> str:
     done = set(run.cohort.scans["recipe"].dropna()) if "recipe" in run.cohort.scans else {recipe.get("name")}
     parts = []
     if "t1" in done:
-        modulated = " and modulated by the determinant of that transform [modulation]" if recipe.get("modulation") else ""
+        modulated = (
+            " and modulated by the determinant of that transform [modulation]" if recipe.get("modulation") else ""
+        )
         parts.append(
             "T1-weighted scans were corrected for intensity bias (N4 [n4]), stripped of the skull where it was present "
             "(deepbet [deepbet]), aligned to the MNI152 2009a template [mni] by an affine transform (ANTs [ants]) and "
@@ -136,7 +150,7 @@ def _preparation(run: Run) -> str:
 
 
 def _model(run: Run) -> str:
-    model, training = run.model.get("model", run.model), run.settings.get("training", {})
+    model, training = run.model.get("model", {}), run.model.get("training", {})
     if run.history.empty or not model:
         return ""
     kind = "A variational autoencoder [vae]" if model.get("name") == "vae" else "An autoencoder"
@@ -150,7 +164,9 @@ def _model(run: Run) -> str:
     if not run.best_epoch and model.get("anchor") == "pca":
         text += " The epoch kept was 0: the model is the principal component analysis, the network added nothing."
     elif run.best_epoch is not None:
-        text += f" The weights of epoch {run.best_epoch}, which had the lowest error on the validation scans, were kept."
+        text += (
+            f" The weights of epoch {run.best_epoch}, which had the lowest error on the validation scans, were kept."
+        )
     return text
 
 
@@ -202,7 +218,7 @@ def _lrcp(run: Run) -> str:
 
 
 def _software(run: Run) -> str:
-    known = next((record.get("versions", {}) for record in run.records.values()), {})
+    known = run.versions
     listed = ", ".join(f"{name} {version}" for name, version in known.items() if name != "nilatent")
     seed = run.settings.get("seed")
     return (

@@ -133,32 +133,8 @@ class Page:
     settings: str = field(default="")
 
 
-def cell(value: object) -> Cell:
-    """A value as text: numbers with three significant digits, missing values as a dash."""
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-        return Cell(MISSING)
-    if isinstance(value, bool) or type(value).__name__ == "bool":
-        return Cell("yes" if value else "no")
-    if isinstance(value, int | float) or hasattr(value, "dtype"):
-        number = float(value)  # type: ignore[arg-type]
-        return Cell(number_text(number), number)
-    return Cell(str(value))
-
-
-def number_text(number: float) -> str:
-    """Three significant digits, whole numbers in full, a true minus sign."""
-    if not math.isfinite(number):
-        return MISSING if math.isnan(number) else "∞" if number > 0 else "−∞"
-    if number == round(number) and abs(number) < 1e9:
-        return f"{number:.0f}".replace("-", "−")
-    if abs(number) >= 100:
-        return f"{number:.1f}".replace("-", "−")
-    shown = f"{number:.3g}" if abs(number) >= 1e-3 else f"{number:.1e}"
-    return shown.replace("-", "−")
-
-
 def sheet(table: pd.DataFrame, caption: str, *, names: Mapping[str, tuple[str, str]]) -> Sheet:
-    """A table of a data frame, columns in its order.
+    """A table of a data frame.
 
     Parameters
     ----------
@@ -167,16 +143,66 @@ def sheet(table: pd.DataFrame, caption: str, *, names: Mapping[str, tuple[str, s
     caption
         Says what a row is.
     names
-        Column to (shown name, explanation); a column that is not named keeps its own name.
+        Columns to show, in this order, to (shown name, explanation). A key that ends in a star stands for all columns
+        that start like it, and a star in the shown name for the rest of theirs. Empty: all columns, by their own names.
     """
-    columns = []
-    for column in table.columns:
+    shown = _named(table, names)
+    columns, cells = [], []
+    for column, (name, hint) in shown.items():
         values = table[column]
-        numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-        shown, hint = names.get(str(column), (str(column), ""))
-        columns.append(Column(shown, bool(numeric), hint))
-    rows = tuple(tuple(cell(value) for value in row) for row in table.itertuples(index=False, name=None))
-    return Sheet(caption, tuple(columns), rows)
+        numeric = bool(pd.api.types.is_numeric_dtype(values)) and not pd.api.types.is_bool_dtype(values)
+        columns.append(Column(name, numeric, hint))
+        cells.append(_numbers(values) if numeric else [Cell(MISSING if pd.isna(v) else str(v)) for v in values])
+    return Sheet(caption, tuple(columns), tuple(zip(*cells, strict=True)))
+
+
+def _named(table: pd.DataFrame, names: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    if not names:
+        return {str(column): (str(column), "") for column in table}
+    shown: dict[str, tuple[str, str]] = {}
+    for key, (name, hint) in names.items():
+        if not key.endswith("*"):
+            shown |= {key: (name, hint)} if key in table else {}
+            continue
+        start = key.removesuffix("*")
+        matching = [str(column) for column in table if str(column).startswith(start)]
+        shown |= {column: (name.replace("*", column.removeprefix(start)), hint) for column in matching}
+    return shown
+
+
+def _numbers(values: pd.Series) -> list[Cell]:
+    """Numbers of a column with the same number of decimals, so that they can be compared down the column."""
+    numbers = [float(value) if not pd.isna(value) else math.nan for value in values]
+    finite = [abs(number) for number in numbers if math.isfinite(number)]
+    whole = all(number == round(number) for number in finite)
+    largest = max(finite, default=0.0)
+    decimals = 0 if whole or largest >= 1000 else 1 if largest >= 10 else 3
+    if 0 < largest < 0.1:
+        decimals = 2 - math.floor(math.log10(largest))
+    return [
+        Cell(number_text(number, decimals=decimals), number if math.isfinite(number) else None) for number in numbers
+    ]
+
+
+def number_text(number: float, *, decimals: int | None = None) -> str:
+    """A number with a true minus sign; what would round to nothing is written with its power of ten.
+
+    Parameters
+    ----------
+    number
+        Not-a-number becomes a dash.
+    decimals
+        Digits after the point; None for three significant digits, and whole numbers in full.
+    """
+    if not math.isfinite(number):
+        return MISSING if math.isnan(number) else "∞" if number > 0 else "−∞"
+    if decimals is None:
+        text = f"{number:.0f}" if number == round(number) else f"{number:.3g}"
+    elif number != 0 and abs(number) < 0.5 * 10.0**-decimals:
+        text = f"{number:.0e}"
+    else:
+        text = f"{number:.{decimals}f}"
+    return text.replace("-", "−")
 
 
 def picture(drawn: Figure, name: str, *, caption: str, alternative: str, fallback: bool = False) -> Picture:

@@ -18,11 +18,7 @@ from nilatent.plots import training as training_plot
 from nilatent.provenance import read_json
 from nilatent.report import page
 
-QUALITY_NAMES = {
-    "scan_id": ("scan", ""),
-    "dataset": ("data set", ""),
-    "flags": ("flagged for", "Measures more than the limit of median absolute deviations away from the cohort"),
-}
+VERDICT_NAMES = {"failure": ("failure", ""), "state": ("state", ""), "sentence": ("in words", "")}
 COHORT_NAMES = {
     "dataset": ("data set", ""),
     "n_scans": ("scans", ""),
@@ -51,8 +47,8 @@ class Run:
         Scans and exclusions, after preparation where that was done.
     quality, parts, history : DataFrame
         `prepared/quality.tsv`, `split.tsv` and `model/history.tsv`.
-    model, settings
-        `model/config.toml` and the resolved `study.toml`.
+    model, result, settings
+        Tables of `model/config.toml`, `model/result.json` and the resolved `study.toml`.
     findings
         By name.
     records
@@ -65,6 +61,7 @@ class Run:
     parts: pd.DataFrame
     history: pd.DataFrame
     model: Mapping[str, Any]
+    result: Mapping[str, Any]
     settings: Mapping[str, Any]
     findings: Mapping[str, Finding]
     records: Mapping[str, Mapping[str, Any]]
@@ -72,6 +69,22 @@ class Run:
     def done(self, name: str) -> bool:
         """Whether a finding is there and was run."""
         return name in self.findings and not self.findings[name].not_run
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights were kept; None without a model."""
+        return int(self.result["best_epoch"]) if "best_epoch" in self.result else None
+
+    @property
+    def n_latent(self) -> int | None:
+        """Length of the latent vector; None without a model."""
+        model = self.model.get("model", {})
+        return int(model["n_latent"]) if "n_latent" in model else None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software to version, as recorded by the first stage that recorded it."""
+        return next((dict(record["versions"]) for record in self.records.values() if "versions" in record), {})
 
     @property
     def group(self) -> str:
@@ -102,6 +115,7 @@ def read_run(folder: Path) -> Run:
         _table(folder / "split.tsv"),
         _table(folder / "model" / "history.tsv"),
         _toml(folder / "model" / "config.toml"),
+        read_json(folder / "model" / "result.json") if (folder / "model" / "result.json").is_file() else {},
         _toml(folder / "study.toml"),
         {finding.name: finding for finding in findings},
         {_stage(path, folder): read_json(path) for path in _records(folder)},
@@ -111,7 +125,9 @@ def read_run(folder: Path) -> Run:
 def _table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
-    return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype={"scan_id": str, "subject_id": str})
+    return pd.read_csv(
+        path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype={"scan_id": str, "subject_id": str}
+    )
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -120,7 +136,11 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _records(folder: Path) -> list[Path]:
     # Deeper folders belong to single scans; their records would repeat the stage's own.
-    found = [*folder.glob("*provenance.json"), *folder.glob("*/*provenance.json"), *folder.glob("findings/*/*provenance.json")]
+    found = [
+        *folder.glob("*provenance.json"),
+        *folder.glob("*/*provenance.json"),
+        *folder.glob("findings/*/*provenance.json"),
+    ]
     return sorted(set(found))
 
 
@@ -139,7 +159,7 @@ def cohort_section(run: Run) -> page.Section:
     excluded = run.cohort.excluded.reindex(columns=list(EXCLUSION_NAMES)).astype(object)
     excluded["reason"] = excluded["reason"].astype(str).map(without_paths)
     by = "data set and group" if run.group else "data set"
-    sheets = [page.sheet(cohort_table(scans, group=run.group), f"Scans by {by}.", names=COHORT_NAMES)]
+    sheets = [page.sheet(cohort_table(scans, group=run.group), f"Scans by {by}.", names=_cohort_names(run.group))]
     if len(excluded):
         caption = "Scans that were left out: every one, with the rule it broke."
         sheets.append(page.sheet(excluded, caption, names=EXCLUSION_NAMES))
@@ -160,6 +180,12 @@ def cohort_section(run: Run) -> page.Section:
         sheets=tuple(sheets),
         files=("cohort/scans.tsv", "cohort/excluded.tsv"),
     )
+
+
+def _cohort_names(group: str) -> dict[str, tuple[str, str]]:
+    """The group column stands after the data set, under its own name."""
+    first = {"dataset": COHORT_NAMES["dataset"]} | ({group: (group, "")} if group else {})
+    return first | {name: look for name, look in COHORT_NAMES.items() if name not in first}
 
 
 def count(n: int, noun: str) -> str:
@@ -185,7 +211,9 @@ def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
         sex = persons["sex"] if "sex" in persons else pd.Series(float("nan"), persons.index)
         row: dict[str, object] = dict(zip(by, names, strict=True))
         row |= {"n_scans": len(members), "n_subjects": len(persons)}
-        row["age"] = f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
+        row["age"] = (
+            f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
+        )
         row["age_range"] = f"{age.min():g} to {age.max():g}" if len(age) else None
         row |= {"women": int((sex == "F").sum()), "men": int((sex == "M").sum()), "unknown": int(sex.isna().sum())}
         rows.append(row)
@@ -214,31 +242,37 @@ def quality_section(run: Run) -> page.Section:
 
 
 def training_section(run: Run) -> page.Section:
-    """How the model learned, and which epoch was kept."""
-    title, lead = "Training", "How the model learned, on the scans it was fitted to and on the validation scans."
+    """How the model learned, which epoch was kept, and what the diagnostics say."""
+    title, lead = "Training", "How the model learned, judged on validation scans that did not move its weights."
     if run.history.empty:
         return page.Section(title, "training", lead, not_run="this run holds no trained model")
     drawn = page.picture(
         training_plot.draw(run.history, best_epoch=run.best_epoch),
         "training",
-        caption="Training curves; the line marks the epoch that was kept.",
-        alternative="Loss and unexplained variance by epoch for training and validation scans.",
+        caption="Training curves; the dot marks the epoch that was kept, 0 being the start.",
+        alternative=f"Loss and unexplained variance by epoch. {training_answer(run)}",
     )
-    return page.Section(title, "training", lead, answer=training_answer(run), pictures=(drawn,), files=("model/history.tsv",))
+    verdicts = pd.DataFrame(run.result.get("verdicts", []), columns=list(VERDICT_NAMES))
+    sheets = [page.sheet(verdicts, "What can go wrong in training, and whether it did.", names=VERDICT_NAMES)]
+    return page.Section(
+        title,
+        "training",
+        lead,
+        answer=training_answer(run),
+        pictures=(drawn,),
+        sheets=tuple(sheets) if len(verdicts) else (),
+        files=("model/history.tsv", "model/result.json"),
+    )
 
 
 def training_answer(run: Run) -> str:
-    """Which epoch was kept, in words."""
-    anchored = run.model.get("anchor") == "pca"
-    if run.best_epoch == 0 and anchored:
-        return "PCA; the network added nothing: no epoch was better on the validation scans than the principal components."
-    n_epochs = int(run.history["epoch"].max())
-    return f"Epoch {run.best_epoch} of {n_epochs} was kept: the lowest error on the validation scans."
+    """Which epoch was kept, in the words that the training left."""
+    return str(run.result.get("summary", ""))
 
 
 def provenance_sheets(run: Run) -> tuple[page.Sheet, ...]:
     """Versions, and what each stage was made from; no machine path, no user name."""
-    versions = next((record.get("versions", {}) for record in run.records.values()), {})
+    versions = run.versions
     stages = [
         {"stage": stage, "seed": record.get("seed"), "content": str(record.get("content_hash", ""))[:16]}
         for stage, record in run.records.items()

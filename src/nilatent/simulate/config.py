@@ -80,8 +80,8 @@ class SimulationConfig:
     confounded: str = "none"
     class_mediated: bool = False
     effect: float = 1.0
-    regions: tuple[str, ...] = ("Hippocampus_L", "Hippocampus_R", "Temporal_Mid_L", "ParaHippocampal_L")
-    losses: tuple[float, ...] = (0.30, 0.25, 0.20, 0.15)
+    regions: tuple[str, ...] = ("Hippocampus_L", "Hippocampus_R", "Temporal_Mid_L", "Temporal_Inf_L")
+    losses: tuple[float, ...] = (0.35, 0.30, 0.25, 0.20)
     group_fraction: float = 0.5
     advanced_fraction: float = 0.0
     n_sites: int = 2
@@ -121,7 +121,9 @@ class SimulationConfig:
                 f"({', '.join(self.regions)}) and {len(self.losses)} losses. Give two lists of equal length."
             )
         if not self.regions:
-            raise SettingError("At least one region is named in regions. For a cohort without any effect set null=true.")
+            raise SettingError(
+                "At least one region is named in regions. For a cohort without any effect set null=true."
+            )
         for name, loss in zip(self.regions, self.losses, strict=True):
             _in_range(f"the loss of {name}", loss, 0, 1)
         worst = max(self.losses) * self.effect * self.largest_severity

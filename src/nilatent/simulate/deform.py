@@ -80,17 +80,15 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], *, spaci
     return np.asarray(np.einsum("zc,xyc->xyz", kernels[2], field), dtype=np.float32)
 
 
-def random_velocity(
-    rng: np.random.Generator, shape: tuple[int, int, int], *, spacing_mm: float, scales: Sequence[Scale]
-) -> Array:
-    """A random stationary velocity field that comes to rest at the edges of the grid.
+def random_velocity(rng: np.random.Generator, envelope: Array, *, spacing_mm: float, scales: Sequence[Scale]) -> Array:
+    """A random stationary velocity field.
 
     Parameters
     ----------
     rng : Generator
         Draws the field.
-    shape : tuple[int, int, int]
-        Voxels.
+    envelope : ndarray
+        (x, y, z) in [0, 1]: how far the field unfolds in each voxel; 0 at the edges keeps everything on the grid.
     spacing_mm : float
         Voxel size.
     scales : Sequence[Scale]
@@ -101,23 +99,23 @@ def random_velocity(
     ndarray
         (3, x, y, z) float32, in voxels per unit time.
     """
-    rest = _rest_at_edges(shape)
-    velocity = np.zeros((3, *shape), dtype=np.float32)
+    x, y, z = envelope.shape
+    velocity = np.zeros((3, x, y, z), dtype=np.float32)
     for scale in scales:
-        size = {"spacing_mm": spacing_mm, "fwhm_mm": scale.fwhm_mm}
-        field = np.stack([smooth_noise(rng, shape, spacing_mm=size["spacing_mm"], fwhm_mm=size["fwhm_mm"]) for _ in range(3)])
+        draws = [smooth_noise(rng, (x, y, z), spacing_mm=spacing_mm, fwhm_mm=scale.fwhm_mm) for _ in range(3)]
+        field = np.stack(draws) * envelope
         sd_voxels = scale.sd_mm / spacing_mm
         if scale.conserves_volume:
             # The slope of a potential of variance 1 has the variance 1 / (2 sigma^2); a curl component adds two.
             sigma_voxels = scale.fwhm_mm / FWHM_PER_SIGMA / spacing_mm
-            velocity += np.float32(sd_voxels * sigma_voxels) * curl(field * rest)
+            velocity += np.float32(sd_voxels * sigma_voxels) * curl(field)
         else:
-            velocity += np.float32(sd_voxels) * field * rest
+            velocity += np.float32(sd_voxels) * field
     return velocity
 
 
-@lru_cache(maxsize=8)
-def _rest_at_edges(shape: tuple[int, int, int], width_voxels: int = 4) -> Array:
+def rest_at_edges(shape: tuple[int, int, int], *, width_voxels: int = 4) -> Array:
+    """(x, y, z) envelope: 0 in the two outermost voxels, 1 from `width_voxels` further in, smooth between."""
     ramps = []
     for side in shape:
         to_edge = np.minimum(np.arange(side), np.arange(side)[::-1])
@@ -208,7 +206,7 @@ def jacobian(displacement: Array) -> Array:
 
 
 def random_diffeomorphism(
-    rng: np.random.Generator, shape: tuple[int, int, int], *, spacing_mm: float, scales: Sequence[Scale]
+    rng: np.random.Generator, envelope: Array, *, spacing_mm: float, scales: Sequence[Scale]
 ) -> tuple[Array, Array]:
     """A smooth random deformation of space that folds nowhere.
 
@@ -216,8 +214,8 @@ def random_diffeomorphism(
     ----------
     rng : Generator
         Draws the deformation.
-    shape : tuple[int, int, int]
-        Voxels.
+    envelope : ndarray
+        (x, y, z) in [0, 1]: how far it unfolds in each voxel.
     spacing_mm : float
         Voxel size.
     scales : Sequence[Scale]
@@ -235,7 +233,7 @@ def random_diffeomorphism(
     SettingError
         When the deformation folds space over.
     """
-    displacement = integrate(random_velocity(rng, shape, spacing_mm=spacing_mm, scales=scales))
+    displacement = integrate(random_velocity(rng, envelope, spacing_mm=spacing_mm, scales=scales))
     determinant = jacobian(displacement)
     if determinant.min() <= 0:
         raise SettingError(

@@ -9,7 +9,7 @@ from nilatent.errors import SettingError
 from nilatent.simulate.anatomy import Anatomy, base_anatomy, grey_matter_maps
 from nilatent.simulate.config import CONTROL, SimulationConfig
 from nilatent.simulate.deform import Array
-from nilatent.simulate.people import draw_people
+from nilatent.simulate.people import draw_people, visits_of_people
 from nilatent.volumes import Grid, template
 
 
@@ -66,16 +66,13 @@ def simulate_maps(config: SimulationConfig) -> SimulatedCohort:
     (2, 32, 32, 32)
     """
     if config.kind != "gm":
-        raise SettingError(f"simulate_maps makes maps on one grid, kind='{config.kind}' does not. Use simulate(out, ...).")
+        raise SettingError(
+            f"simulate_maps makes maps on one grid, kind='{config.kind}' does not. Use simulate(out, ...)."
+        )
     anatomy = base_anatomy(config)
     scans, planted = draw_people(config, template_ml=template_ml())
-    subjects = scans["subject_id"].unique()
-    maps = np.concatenate(
-        [
-            grey_matter_maps(config, anatomy, i, scans=scans[scans["subject_id"] == s], planted=planted.loc[scans["subject_id"] == s])
-            for i, s in enumerate(subjects)
-        ]
-    )
+    people = visits_of_people(scans, planted)
+    maps = np.concatenate([grey_matter_maps(config, anatomy, index, visits) for index, visits in enumerate(people)])
     regions = truth_regions(anatomy, scans, planted)
     return SimulatedCohort(maps, scans, planted, anatomy.grid, truth_maps(anatomy), regions)
 

@@ -1,6 +1,7 @@
 """The people of a simulated cohort: age, sex, site, group and severity, and what was planted in each scan."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,41 @@ SCORE_HEALTHY, SCORE_PER_SEVERITY, SCORE_SD, SCORE_BEST = 29.0, 5.0, 1.0, 30
 
 VISIBLE = ["subject_id", "session_id", "dataset", "age", "sex", "site", "group", "severity", "intracranial_ml", "years"]
 PLANTED = ["subject_id", "disease", "disease_per_year", "atrophy", "head_size", "gm_factor"]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What shapes the image of one person at one visit.
+
+    Parameters
+    ----------
+    site : int
+        Number of the scanner, from 0.
+    atrophy : float
+        Disease that reached the brain, 0 or more.
+    head_size : float
+        Volume inside the skull relative to the template.
+    gm_factor : float
+        What all grey matter is multiplied by.
+    """
+
+    site: int
+    atrophy: float
+    head_size: float
+    gm_factor: float
+
+
+def visits_of_people(scans: pd.DataFrame, planted: pd.DataFrame) -> list[list[Visit]]:
+    """Visits of each person, people and visits in the order of the tables of :func:`draw_people`."""
+    sites = scans["site"].str.removeprefix("site").astype(int) - 1
+    table = planted.assign(site=sites)
+    return [
+        [
+            Visit(int(site), float(atrophy), float(size), float(factor))
+            for site, atrophy, size, factor in rows[["site", "atrophy", "head_size", "gm_factor"]].to_numpy()
+        ]
+        for _, rows in table.groupby("subject_id", sort=False)
+    ]
 
 
 def draw_people(config: SimulationConfig, *, template_ml: float) -> tuple[pd.DataFrame, pd.DataFrame]:

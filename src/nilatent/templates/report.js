@@ -70,10 +70,10 @@
       const rest = { ...at(unknown), marker: { size: 7, color: css("--muted"), symbol: "x-thin-open" }, name: "not given" };
       return [{ ...at(known), marker, showlegend: false }, ...(unknown.length ? [rest] : [])];
     }
-    return column.levels.map((level, index) => {
-      const rows = all.filter((row) => (column.values[row] ?? "not given") === level);
-      const look = data.looks[index % data.looks.length];
-      return { ...at(rows), name: shown(level), marker: { size: 7, opacity: 0.85, color: look.colour, symbol: look.symbol } };
+    return column.levels.map((level) => {
+      const rows = all.filter((row) => column.values[row] === level.name);
+      const marker = { size: 7, opacity: 0.85, color: level.colour, symbol: level.symbol };
+      return { ...at(rows), name: shown(level.name), marker };
     });
   };
 

@@ -129,7 +129,9 @@ def load_model(folder: Path) -> TrainedModel:
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} lacks {', '.join(missing)}, so it is not a finished model. Run `nilatent train` again.")
+        raise ModelError(
+            f"{folder} lacks {', '.join(missing)}, so it is not a finished model. Run `nilatent train` again."
+        )
     settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     if settings.get("format_version") != FORMAT_VERSION:
         raise ModelError(

@@ -140,7 +140,9 @@ def mean_local_minimum(model: Fit, pca: Fit, mean_image: Fit) -> Verdict:
         )
         return Verdict(name, "nothing attainable", sentence)
     share = attainable_share(model_fvu, pca_fvu)
-    told = f"the model explains {100 * (1 - model_fvu):.1f} % of the validation variance, PCA {100 * (1 - pca_fvu):.1f} %"
+    told = (
+        f"the model explains {100 * (1 - model_fvu):.1f} % of the validation variance, PCA {100 * (1 - pca_fvu):.1f} %"
+    )
     alike = model.correlation > SAME_BRAIN_CORRELATION and not pca.correlation > SAME_BRAIN_CORRELATION
     if share < ATTAINABLE_SHARE or model.variance < 0.5 * pca.variance or alike:
         return Verdict(name, "found", f"Mean local minimum: {told}. Try, in this order: {MEAN_MINIMUM_REMEDIES}.")
@@ -168,9 +170,13 @@ def posterior_collapse(means: npt.NDArray[np.float32], kl: npt.NDArray[np.float3
     """
     n_latent = means.shape[1]
     n_active = int(active(means, kl).sum())
-    told = f"{n_active} of {n_latent} latents are active (variance of the mean above {ACTIVE_VARIANCE}, KL above it too)"
+    told = (
+        f"{n_active} of {n_latent} latents are active (variance of the mean above {ACTIVE_VARIANCE}, KL above it too)"
+    )
     if 2 * n_active <= n_latent:
-        return Verdict("posterior collapse", "found", f"Posterior collapse: {told}. Try, in this order: {COLLAPSE_REMEDIES}.")
+        return Verdict(
+            "posterior collapse", "found", f"Posterior collapse: {told}. Try, in this order: {COLLAPSE_REMEDIES}."
+        )
     return Verdict("posterior collapse", "absent", f"No posterior collapse: {told}.")
 
 

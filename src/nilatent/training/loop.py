@@ -2,22 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from nilatent.errors import NilatentError, SettingError
+from nilatent.errors import LeakageError, NilatentError, SettingError
 from nilatent.models import Autoencoder, ModelConfig, Vae, build
-from nilatent.models.losses import elbo, gaussian_kl, gaussian_log_likelihood, optimal_variance, squared_error
 from nilatent.progress import track
 from nilatent.provenance import atomic, hash_values
 from nilatent.training import diagnostics
@@ -31,9 +28,426 @@ from nilatent.training.checkpoint import (
     write_tensors,
 )
 from nilatent.training.diagnostics import Fit
-from nilatent.volumes import Volumes, VoxelPca, voxel_pca
+from nilatent.training.objective import Objective
+from nilatent.training.validation import Rows, Validation, baselines, read_batch, validate
+from nilatent.volumes import Volumes, voxel_pca
 
 MAX_GRADIENT_NORM = 1.0
-# An epoch counts as better only when it explains at least this much more of the validation variance.
+# An epoch counts as better only when it explains this much more of the validation variance than the best before.
 MIN_GAIN = 1e-4
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+class DivergenceError(NilatentError):
+    """The loss or its gradient is not finite; the best state so far is kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Parameters
+    ----------
+    n_epochs : int
+        At most this many passes over the training scans; the cosine schedule ends there.
+    patience : int
+        Stop after this many epochs without a better validation FVU.
+    batch_size : int
+        Scans per step.
+    learning_rate : float
+        Peak of the schedule.
+    warmup_epochs : float
+        Epochs over which the learning rate rises to its peak.
+    weight_decay : float
+        AdamW's, on matrices and kernels. With a PCA anchor it pulls the model towards PCA.
+    input_noise : float
+        SD of the noise on the scans that are encoded, in units of their SD about the mean image.
+    latent_noise : float
+        SD of the noise on the latents that are decoded; latents have about unit variance.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision : str
+        ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``: mixed on a GPU that has bfloat16, else single. Validation and
+        encoding are always in single precision.
+    seed : int
+        Of the initial weights, the order of the scans and all noise.
+    """
+
+    n_epochs: int = 60
+    patience: int = 12
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup_epochs: float = 2.0
+    weight_decay: float = 0.1
+    input_noise: float = 0.1
+    latent_noise: float = 0.1
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises
+        ------
+        SettingError
+            Names the setting and its range.
+        """
+        for name, lowest in (("n_epochs", 0), ("patience", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise SettingError(f"training.{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        for name in ("warmup_epochs", "weight_decay", "input_noise", "latent_noise"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"training.{name} is {getattr(self, name)}; it must not be negative.")
+        if self.learning_rate <= 0:
+            raise SettingError(
+                f"training.learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2."
+            )
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"training.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything one training holds on to."""
+
+    volumes: Volumes
+    rows: dict[str, Rows]
+    model_config: ModelConfig
+    config: TrainConfig
+    folder: Path
+    key: str
+    module: Autoencoder | Vae
+    variance: float
+    mean_image: Fit
+    pca: Fit
+    fabric: Fabric
+    objective: nn.Module
+    optimiser: torch.optim.Optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Where a training stands after an epoch: with the seed, all that is needed to go on."""
+
+    best: dict[str, Tensor]
+    history: tuple[dict[str, float], ...]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history) - 1
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept; 0 is the start."""
+        return int(self.history[-1]["best_epoch"])
+
+
+def train(
+    volumes: Volumes,
+    parts: pd.DataFrame,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> TrainedModel:
+    """Train a model, or go on where a killed run stopped.
+
+    Parameters
+    ----------
+    volumes : Volumes
+        The scans.
+    parts : DataFrame
+        Index ``scan_id``, columns ``subject_id`` and ``part``, from :func:`nilatent.cohort.split`. Scans of the part
+        ``"train"`` move the weights, those of ``"validation"`` choose the epoch; no other is touched.
+    model_config : ModelConfig
+        Which model.
+    config : TrainConfig
+        How it is trained.
+    folder : Path
+        Receives the model (see :func:`nilatent.training.checkpoint.save_model`), ``history.tsv`` after every epoch, and
+        ``start.safetensors`` and ``resume.safetensors``, from which an interrupted run with the same settings and scans
+        goes on to bit-identical weights on the same machine.
+    on_epoch : callable, optional
+        Called with the new row of the history after each epoch, once it is safe on disk.
+
+    Returns
+    -------
+    TrainedModel
+        At the epoch with the lowest validation FVU. Epoch 0, the start, is a candidate: with a PCA anchor that is PCA.
+
+    Raises
+    ------
+    SettingError
+        When there are too few scans for the latents, or a part is empty.
+    LeakageError
+        When a subject is in both parts.
+    DivergenceError
+        When the loss stops being finite.
+    """
+    run = _set_up(volumes, parts, model_config, config, Path(folder))
+    progress = _resume(run)
+    if progress is None:
+        progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
+        _keep(run, progress)
+    for epoch in track(range(progress.epoch + 1, config.n_epochs + 1), total=config.n_epochs, label="train"):
+        if progress.epoch - progress.best_epoch >= config.patience:
+            break
+        began = time.perf_counter()
+        loss = _epoch(run, epoch)
+        progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
+        _keep(run, progress)
+        if on_epoch is not None:
+            on_epoch(progress.history[-1])
+    _finish(run, progress, parts)
+    return load_model(run.folder)
+
+
+def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, config: TrainConfig, folder: Path) -> Run:
+    rows = _rows(volumes, parts, n_latent=model_config.n_latent)
+    scans = {part: list(volumes.scans.index[chosen]) for part, chosen in rows.items()}
+    key = hash_values([FORMAT_VERSION, model_config, config, volumes.content_hash, scans])
+    module, known = _start(volumes, rows, model_config, config, folder / "start.safetensors", key)
+    fabric = Fabric(accelerator=config.device, devices=1, precision=_precision(config))
+    objective = Objective(
+        module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+        variance=known["variance"],
+        beta=model_config.beta,
+        sigma=model_config.sigma,
+        input_noise=config.input_noise,
+        latent_noise=config.latent_noise,
+    )
+    optimiser = torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.learning_rate)
+    wrapped, optimiser = fabric.setup(objective, optimiser)
+    return Run(
+        volumes=volumes,
+        rows=rows,
+        model_config=model_config,
+        config=config,
+        folder=folder,
+        key=key,
+        module=module,
+        variance=known["variance"],
+        mean_image=Fit(**known["mean_image"]),
+        pca=Fit(**known["pca"]),
+        fabric=fabric,
+        objective=wrapped,
+        optimiser=optimiser,
+    )
+
+
+def _rows(volumes: Volumes, parts: pd.DataFrame, *, n_latent: int) -> dict[str, Rows]:
+    rows = {part: volumes.rows(list(parts.index[parts["part"] == part])) for part in ("train", "validation")}
+    for part, chosen in rows.items():
+        if len(chosen) == 0:
+            raise SettingError(
+                f"No scan is in the part '{part}'. Training needs both parts: bring more scans or raise its fraction in the "
+                "split."
+            )
+    if n_latent >= len(rows["train"]):
+        raise SettingError(
+            f"model.n_latent is {n_latent} and must be smaller than the number of training scans, {len(rows['train'])}. "
+            f"Set model.n_latent to {max(len(rows['train']) // 4, 1)} or so, or bring more scans."
+        )
+    both = set(parts.loc[parts["part"] == "train", "subject_id"]) & set(
+        parts.loc[parts["part"] == "validation", "subject_id"]
+    )
+    if both:
+        raise LeakageError(
+            f"Subjects {', '.join(sorted(both)[:5])} are in the training and in the validation part. Split by subject again."
+        )
+    return rows
+
+
+def _start(
+    volumes: Volumes, rows: dict[str, Rows], model_config: ModelConfig, config: TrainConfig, path: Path, key: str
+) -> tuple[Autoencoder | Vae, dict[str, Any]]:
+    # What never changes is written once: PCA repeated with another number of threads would differ in its last bits.
+    stored = read_tensors(path, key=key)
+    if stored is not None:
+        return module_from_state(model_config, stored[0]), stored[1]
+    pca = voxel_pca(volumes, rows["train"], model_config.n_latent, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = build(
+            model_config,
+            mask=torch.from_numpy(np.asarray(volumes.mask)),
+            mean=torch.from_numpy(pca.mean),
+            components=torch.from_numpy(pca.components),
+            sd=torch.from_numpy(pca.sd),
+            residual_variance=pca.residual_variance,
+        )
+    measured = baselines(pca, volumes, rows["validation"])
+    variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
+    known: dict[str, Any] = {name: asdict(measured[name]) for name in ("mean_image", "pca")} | {"variance": variance}
+    write_tensors(path, module.state_dict(), known | {"key": key})
+    return module, known
+
+
+def _precision(config: TrainConfig) -> Any:
+    if config.precision != "auto":
+        return config.precision
+    # On processors bfloat16 gained nothing at 4 or 2 mm with these narrow layers.
+    mixed = config.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if mixed else "32-true"
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    parameters = list(module.parameters())
+    return [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Learning rate after a number of epochs: a linear rise, then half a cosine down to zero.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Peak, length of the rise and of the whole.
+    epoch : float
+        Epochs done, with their fraction.
+
+    Examples
+    --------
+    >>> config = TrainConfig(n_epochs=10, warmup_epochs=2, learning_rate=1.0)
+    >>> [round(learning_rate(config, epoch), 3) for epoch in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * epoch / config.warmup_epochs
+    done = (epoch - config.warmup_epochs) / max(config.n_epochs - config.warmup_epochs, 1e-9)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _epoch(run: Run, epoch: int) -> float:
+    # Order and noise follow from seed and epoch alone, so a resumed run has no generator state to get wrong.
+    order = np.random.default_rng([run.config.seed, epoch]).permutation(run.rows["train"])
+    generator = torch.Generator(run.fabric.device).manual_seed(int(hash_values([run.config.seed, epoch])[:15], 16))
+    n_batches = math.ceil(len(order) / run.config.batch_size)
+    total = 0.0
+    for number in range(n_batches):
+        batch = order[number * run.config.batch_size : (number + 1) * run.config.batch_size]
+        for group in run.optimiser.param_groups:
+            group["lr"] = learning_rate(run.config, epoch - 1 + (number + 1) / n_batches)
+        loss = run.objective(read_batch(run.volumes, batch).to(run.fabric.device), generator)
+        run.optimiser.zero_grad()
+        run.fabric.backward(loss)
+        norm = run.fabric.clip_gradients(
+            run.objective, run.optimiser, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False
+        )
+        # Looked at before the step, so that the weights are never touched by what is not finite.
+        if norm is None or not math.isfinite(loss.item() + norm.item()):
+            raise _divergence(run, epoch, number + 1, batch, loss.item())
+        run.optimiser.step()
+        total += loss.item() * len(batch)
+    return total / len(order)
+
+
+def _divergence(run: Run, epoch: int, number: int, batch: Rows, loss: float) -> DivergenceError:
+    scans = ", ".join(run.volumes.scans.index[batch])
+    return DivergenceError(
+        f"The loss or its gradient is not finite (loss {loss:g}) in epoch {epoch}, batch {number}, with the scans {scans}. "
+        f"The state after epoch {epoch - 1} and the best weights so far are kept in {run.folder}. Look at these scans, or "
+        f"train again with training.learning_rate below {run.config.learning_rate:g}."
+    )
+
+
+def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> Progress:
+    checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
+    row = _row(run, len(progress.history), checked, train_loss=train_loss, seconds=seconds)
+    if progress.history:
+        before = progress.history[int(progress.history[-1]["best_epoch"])]
+        if not row["validation_fvu"] < before["validation_fvu"] - MIN_GAIN:
+            return replace(progress, history=(*progress.history, row | {"best_epoch": before["epoch"]}))
+    best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
+    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}))
+
+
+def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, float]:
+    variational, sigma = run.model_config.name == "vae", run.model_config.sigma
+    # The weight of the KL relative to the likelihood whose noise is the error that is left.
+    beta = run.model_config.beta * (1.0 if sigma is None else sigma**2 / max(checked.fit.mse, 1e-30))
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "validation_mse": checked.fit.mse,
+        "validation_fvu": diagnostics.fvu(checked.fit, run.mean_image),
+        "pca_fvu": diagnostics.fvu(run.pca, run.mean_image),
+        "kl": float(checked.kl.sum(axis=1).mean()) if variational else math.nan,
+        "n_active": int(diagnostics.active(checked.means, checked.kl).sum()),
+        "beta_eff": beta if variational else 0.0,
+        "learning_rate": learning_rate(run.config, epoch),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _keep(run: Run, progress: Progress) -> None:
+    tensors = {f"best.{name}": tensor for name, tensor in progress.best.items()}
+    for name, parameter in run.module.named_parameters():
+        tensors[f"now.{name}"] = parameter
+        for moment, value in run.optimiser.state.get(parameter, {}).items():
+            tensors[f"{moment}.{name}"] = value
+    about = {"key": run.key, "history": progress.history}
+    write_tensors(run.folder / "resume.safetensors", tensors, about)
+    with atomic(run.folder / "history.tsv") as temporary:
+        pd.DataFrame(progress.history).to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+
+
+def _resume(run: Run) -> Progress | None:
+    stored = read_tensors(run.folder / "resume.safetensors", key=run.key)
+    if stored is None:
+        return None
+    tensors, about = stored
+    best: dict[str, Tensor] = {}
+    for name, parameter in run.module.named_parameters():
+        # Copied into the layout of the parameter, which the arithmetic of an undisturbed run has too.
+        best[name] = torch.empty_like(parameter).copy_(tensors[f"best.{name}"]).detach()
+        parameter.data.copy_(tensors[f"now.{name}"])
+        if f"step.{name}" in tensors:
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
+            laid_out = {moment: torch.empty_like(parameter).copy_(value).detach() for moment, value in moments.items()}
+            run.optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **laid_out}
+    return Progress(best, tuple(about["history"]))
+
+
+def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
+    for name, parameter in run.module.named_parameters():
+        parameter.data.copy_(progress.best[name])
+    checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
+    verdicts = [diagnostics.mean_local_minimum(checked.fit, run.pca, run.mean_image)]
+    if run.model_config.name == "vae":
+        verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
+    model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
+    used = parts[parts["part"].isin(("train", "validation"))]
+    save_model(
+        run.folder,
+        state=run.module.state_dict(),
+        settings={"model": asdict(run.model_config), "training": asdict(run.config)},
+        grid=run.volumes.grid,
+        subjects=used.drop_duplicates("subject_id").sort_values(["part", "subject_id"]),
+        result={
+            "best_epoch": progress.best_epoch,
+            "n_epochs": progress.epoch,
+            "summary": _summary(run, progress, model, pca),
+            "validation_fvu": model,
+            "pca_fvu": pca,
+            "attainable_share": diagnostics.attainable_share(model, pca),
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+            "volumes_hash": run.volumes.content_hash,
+        },
+    )
+
+
+def _summary(run: Run, progress: Progress, model: float, pca: float) -> str:
+    if progress.best_epoch == 0:
+        name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
+        return f"{name if run.model_config.anchor == 'pca' else 'The untrained start'}; the network added nothing."
+    return (
+        f"Best epoch {progress.best_epoch} of {progress.epoch}: fraction of validation variance unexplained {model:.4f}, "
+        f"PCA of equal size {pca:.4f}, mean image 1."
+    )

@@ -1,0 +1,118 @@
+"""A trained model in use: latents of scans, and their reconstructions as arrays."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from nilatent.errors import GridError, LatentsError
+from nilatent.latents import make_latents
+from nilatent.progress import track
+from nilatent.training.checkpoint import TrainedModel
+from nilatent.training.validation import draw, posteriors
+from nilatent.volumes import Volumes
+
+
+def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_size: int = 16) -> xr.Dataset:
+    """Latents of every scan in the cache.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        From :func:`nilatent.training.checkpoint.load_model`.
+    volumes : Volumes
+        The scans, on the grid and mask of the model.
+    parts : DataFrame
+        Index ``scan_id``, columns ``subject_id`` and ``part``; one row for every scan in the cache.
+    batch_size : int
+        Scans at a time; it changes speed and memory only.
+
+    Returns
+    -------
+    Dataset
+        Posterior mean and log-variance, (scan, latent) in the order of the cache. ``subject_in_training`` is true for
+        every scan of a subject in the model's training **or** validation part: the latter chose the epoch.
+
+    Raises
+    ------
+    GridError
+        When the scans are on another grid or in another mask.
+    LatentsError
+        When a scan has no row in `parts`.
+
+    Notes
+    -----
+    Always in single precision and without noise. A scan's row is the same alone, in any batch, in any order and on any
+    number of threads, to the rounding of the last bits.
+    """
+    _check_same_space(model, volumes)
+    scans = volumes.scans.index
+    absent = scans.difference(parts.index)
+    if len(absent) > 0:
+        raise LatentsError(
+            f"Scan {absent[0]} has no row in the split. Split the cohort again, or pack without this scan."
+        )
+    rows = np.arange(len(scans))
+    means: list[npt.NDArray[np.float32]] = []
+    log_vars: list[npt.NDArray[np.float32]] = []
+    batches = posteriors(model.module, volumes, rows, batch_size=batch_size)
+    for _, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="encode"):
+        means.append(posterior.mean.cpu().numpy())
+        log_vars.append(posterior.log_var.cpu().numpy())
+    known = parts.loc[scans]
+    seen = set(model.training_subjects) | set(model.validation_subjects)
+    return make_latents(
+        np.concatenate(means),
+        np.concatenate(log_vars),
+        scan=list(scans),
+        subject=list(known["subject_id"]),
+        subject_in_training=list(known["subject_id"].isin(seen)),
+        part=list(known["part"]),
+        model_hash=model.content_hash,
+        volumes_hash=volumes.content_hash,
+    )
+
+
+def reconstructions(
+    model: TrainedModel, volumes: Volumes, rows: npt.NDArray[np.intp], *, batch_size: int = 16
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
+    """Reconstructions of scans from their posterior means, a batch at a time.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The model.
+    volumes : Volumes
+        The scans, on the grid and mask of the model.
+    rows : ndarray
+        Rows of the cache, in the order wanted.
+    batch_size : int
+        Scans at a time; it changes speed and memory only.
+
+    Yields
+    ------
+    tuple
+        Rows of the batch, and their reconstructions inside the mask, (batch, voxel) float32 in the order of
+        :meth:`nilatent.volumes.Volumes.masked`.
+
+    Raises
+    ------
+    GridError
+        When the scans are on another grid or in another mask.
+    """
+    _check_same_space(model, volumes)
+    rows = np.asarray(rows, dtype=np.intp)
+    batches = posteriors(model.module, volumes, rows, batch_size=batch_size)
+    for batch, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="reconstruct"):
+        yield batch, draw(model.module, posterior.mean)
+
+
+def _check_same_space(model: TrainedModel, volumes: Volumes) -> None:
+    model.grid.check_same(volumes.grid.shape, volumes.grid.affine, place="The volumes cache")
+    if not np.array_equal(model.mask, volumes.mask):
+        raise GridError(
+            f"The volumes cache has a mask of {int(volumes.mask.sum())} voxels, the model one of {int(model.mask.sum())}, or "
+            "they lie elsewhere. Pack the scans with the mask the model was trained with, or train again on this cache."
+        )

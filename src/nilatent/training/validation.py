@@ -1,0 +1,144 @@
+"""A model on scans it is not learning from: batches, figures and the two trivial baselines."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nilatent.models import Autoencoder, Posterior, Vae
+from nilatent.models.losses import gaussian_kl
+from nilatent.training.diagnostics import Fit, fit
+from nilatent.volumes import Volumes, VoxelPca
+
+Rows = npt.NDArray[np.intp]
+PCA_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """One pass over a set of scans.
+
+    Parameters
+    ----------
+    fit : Fit
+        Of the reconstructions from posterior means.
+    means, kl : ndarray
+        (scan, latent) posterior means and KL to the prior in nats.
+    """
+
+    fit: Fit
+    means: npt.NDArray[np.float32]
+    kl: npt.NDArray[np.float32]
+
+
+def read_batch(volumes: Volumes, rows: Rows) -> Float[Tensor, "batch 1 x y z"]:
+    """Read scans from the memory map, in single precision, on the CPU."""
+    return torch.from_numpy(np.asarray(volumes.data[rows], dtype=np.float32))[:, None]
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Neither gradients nor the reduced precision that a GPU takes for convolutions by default."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
+def posteriors(
+    module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_size: int
+) -> Iterator[tuple[Rows, Tensor, Posterior]]:
+    """Encode scans batch by batch, in single precision.
+
+    Parameters
+    ----------
+    module : Autoencoder or Vae
+        On any device.
+    volumes : Volumes
+        The scans.
+    rows : ndarray
+        Which of them, in this order.
+    batch_size : int
+        Scans at a time; it changes nothing but speed and memory.
+
+    Yields
+    ------
+    tuple
+        Rows of the batch, the scans on the module's device, and their posterior.
+    """
+    device = module.anchor.mask.device
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        with exact():
+            x = read_batch(volumes, batch).to(device)
+            posterior = module.encode(x)
+        yield batch, x, posterior
+
+
+def draw(module: Autoencoder | Vae, z: Float[Tensor, "batch latent"]) -> npt.NDArray[np.float32]:
+    """Decode latents and keep the voxels inside the mask, (batch, voxel)."""
+    with exact():
+        return inside(module, module.decode(z))
+
+
+def inside(module: Autoencoder | Vae, volume: Float[Tensor, "batch 1 x y z"]) -> npt.NDArray[np.float32]:
+    """Keep the voxels inside the model's mask, (batch, voxel), on the CPU."""
+    kept: npt.NDArray[np.float32] = volume.flatten(1)[:, module.anchor.mask.flatten() > 0].cpu().numpy()
+    return kept
+
+
+def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_size: int) -> Validation:
+    """Reconstruct scans from their posterior means and measure the result.
+
+    Parameters
+    ----------
+    module, volumes, rows, batch_size
+        As in :func:`posteriors`.
+
+    Returns
+    -------
+    Validation
+        In single precision, without noise: what :mod:`nilatent.encode` would give.
+    """
+    means: list[npt.NDArray[np.float32]] = []
+    kl: list[npt.NDArray[np.float32]] = []
+
+    def pairs() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        for _, x, posterior in posteriors(module, volumes, rows, batch_size=batch_size):
+            means.append(posterior.mean.cpu().numpy())
+            kl.append(gaussian_kl(posterior.mean, posterior.log_var).cpu().numpy())
+            yield inside(module, x), draw(module, posterior.mean)
+
+    measured = fit(pairs())
+    return Validation(measured, np.concatenate(means), np.concatenate(kl))
+
+
+def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
+    """Measure the mean image and PCA of the training scans on other scans.
+
+    Parameters
+    ----------
+    pca : VoxelPca
+        Fitted on training scans, as many components as the model has latents.
+    volumes : Volumes
+        The scans.
+    rows : ndarray
+        Which of them.
+
+    Returns
+    -------
+    dict
+        ``mean_image`` and ``pca``.
+    """
+
+    def chunks() -> Iterator[npt.NDArray[np.float32]]:
+        for start in range(0, len(rows), PCA_BATCH):
+            yield volumes.masked(rows[start : start + PCA_BATCH])
+
+    return {
+        "mean_image": fit((x, np.broadcast_to(pca.mean, x.shape)) for x in chunks()),
+        "pca": fit((x, pca.reconstruct(x)) for x in chunks()),
+    }

@@ -1,0 +1,150 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+
+from nilatent.analysis import reconstruction as module
+from nilatent.analysis.reconstruction import reconstruction, ssim_3d
+from nilatent.errors import CohortError, SettingError
+from nilatent.volumes import voxel_pca
+
+N = 40
+
+
+@pytest.fixture
+def parts(volumes):
+    return pd.DataFrame({"part": ["train"] * 24 + ["validation"] * 4 + ["test"] * 12}, index=volumes.scans.index)
+
+
+def chunks(volumes, decode, *, rows=range(N), size=7):
+    rows = np.array(rows)
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        yield some, decode(volumes.masked(some)).astype(np.float32)
+
+
+def run(volumes, parts, decode, *, n_latent=3, seed=0, size=7, **options):
+    streamed = chunks(volumes, decode, size=size)
+    return reconstruction(volumes, streamed, parts, volumes.scans, n_latent=n_latent, seed=seed, **options)
+
+
+def line(found, method, stratum="all", part="test"):
+    table = found.table.set_index(["stratum", "part", "method"])
+    return table.loc[(stratum, part, method)]
+
+
+def test_metrics_equal_their_definitions(volumes, parts):
+    found = run(volumes, parts, lambda x: x * 0.9 + 0.01)
+    held = np.arange(28, 40)
+    x = volumes.masked(held).astype(float)
+    y, mean = x * 0.9 + 0.01, volumes.masked(np.arange(24)).astype(float).mean(axis=0)
+    row = line(found, "model")
+    assert row["mse"] == pytest.approx(((x - y) ** 2).mean(), rel=1e-4)
+    assert row["mae"] == pytest.approx(np.abs(x - y).mean(), rel=1e-4)
+    assert row["fvu"] == pytest.approx(((x - y) ** 2).sum() / ((x - mean) ** 2).sum(), rel=1e-4)
+    assert row["psnr"] == pytest.approx((-10 * np.log10(((x - y) ** 2).mean(axis=1))).mean(), rel=1e-4)
+    assert row["gm_error_percent"] == pytest.approx((np.abs(x.sum(1) - y.sum(1)) / x.sum(1)).mean() * 100, rel=1e-3)
+    assert found.data["gm_ml_original"].values[held] == pytest.approx(x.sum(axis=1) * 0.064, rel=1e-4)
+    np.testing.assert_allclose(found.maps["mae"].get_fdata()[volumes.mask], np.abs(x - y).mean(0), rtol=1e-3)
+    fvu_map = ((x - y) ** 2).sum(axis=0) / ((x - mean) ** 2).sum(axis=0)
+    np.testing.assert_allclose(found.maps["fvu"].get_fdata()[volumes.mask], fvu_map, rtol=1e-2)
+
+
+def test_the_mean_image_has_fvu_one_and_pca_beats_it_here(volumes, parts):
+    found = run(volumes, parts, lambda x: x)
+    assert line(found, "mean image")["fvu"] == pytest.approx(1)
+    assert line(found, "pca")["fvu"] < 0.5
+    assert line(found, "model")["ssim"] == pytest.approx(1)
+    assert line(found, "model", part="train")["fvu"] == pytest.approx(0)
+
+
+def test_the_verdict_needs_an_interval_that_excludes_zero(volumes, parts):
+    pca = voxel_pca(volumes, np.arange(24), 3, seed=0)
+    perfect, equal = run(volumes, parts, lambda x: x).answer, run(volumes, parts, pca.reconstruct).answer
+    poor = run(volumes, parts, lambda x: x * 0 + 3).answer
+    first = "On 12 held-out scans of 12 subjects the model is better than the mean image: yes (FVU 0.000"
+    assert perfect.startswith(first)
+    assert "better than PCA of equal size (3 components, FVU" in perfect
+    assert equal.count("): not distinguishable") == 3
+    assert poor.count("better than the mean image: no") == 3
+    assert module.verdict((-0.1, -0.3, 0.1)) == "not distinguishable"
+
+
+def test_each_cohort_stands_in_the_first_sentence_and_the_table(volumes, parts):
+    found = run(volumes, parts, lambda x: x)
+    first_sentence = found.answer.split(". Structural")[0]
+    assert "dataset a (6 scans): better than the mean image: yes" in first_sentence
+    assert line(found, "model", "dataset b")["n_scans"] == 6
+
+
+def test_groups_have_rows_when_named(volumes, parts):
+    scans = volumes.scans.assign(group=np.where(np.arange(N) < 34, "AD", "CN"))
+    found = reconstruction(volumes, chunks(volumes, lambda x: x), parts, scans, n_latent=2, seed=0, group="group")
+    assert line(found, "pca", "group AD")["n_scans"] == 6
+    assert "There is no column 'group', so no rows by group." in run(volumes, parts, lambda x: x, group="group").caveats
+
+
+def test_streaming_in_any_batch_gives_the_same(volumes, parts):
+    one, all_at_once = (run(volumes, parts, lambda x: x * 0.9, size=size) for size in (1, N))
+    pd.testing.assert_frame_equal(one.table, all_at_once.table)
+    assert one.data.equals(all_at_once.data)
+
+
+def test_best_median_and_worst_are_held_out_scans_in_that_order(volumes, parts):
+    found = run(volumes, parts, lambda x: x * 0.9)
+    mse = found.data["mse"].sel(method="model", scan=found.data["case_scan"].values).values
+    held = found.data["mse"].sel(method="model").values[28:]
+    assert mse[0] == held.min()
+    assert mse[2] == held.max()
+    assert mse[1] == np.sort(held)[6]
+    x, _, z = module._planes(volumes.mask)
+    row = volumes.rows([str(found.data["case_scan"].values[0])])[0]
+    volume = np.where(volumes.mask, volumes.data[row].astype(np.float32), 0)
+    np.testing.assert_allclose(found.data["original_sagittal"].values[0], volume[x])
+    np.testing.assert_allclose(found.data["model_axial"].values[0], volume[:, :, z] * 0.9, rtol=1e-5)
+    np.testing.assert_allclose(found.data["error_axial"].values[0], volume[:, :, z] * -0.1, atol=1e-6)
+
+
+def test_ssim_equals_its_formula_voxel_by_voxel(rng):
+    x, y = rng.uniform(size=(2, 15, 17, 13))
+    mask = np.ones(x.shape, dtype=bool)
+
+    def mean(v):
+        return ndimage.gaussian_filter(v, 1.5, truncate=3.5)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean((x - 0) ** 2) - mx**2, mean(y**2) - my**2, mean(x * y) - mx * my
+    expected = (2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+    np.testing.assert_allclose(ssim_3d(x, [y, x], mask, data_range=1.0), [expected.mean(), 1])
+    assert ssim_3d(x, [y], mask, data_range=5.0)[0] != pytest.approx(expected.mean())
+
+
+def test_settings_and_notes_reach_the_reader(volumes, parts):
+    found = run(volumes, parts, lambda x: x, n_latent=64, model_note="PCA; the network added nothing.", data_range=2.0)
+    assert found.settings["n_components_pca"] == 23
+    assert "PCA; the network added nothing." in found.caveats
+    assert any("PCA has 23 components, not 64" in line for line in found.caveats)
+    assert line(found, "pca")["psnr"] > line(run(volumes, parts, lambda x: x, n_latent=64), "pca")["psnr"]
+    other = run(volumes, parts, lambda x: x, n_latent=64, seed=1)
+    assert line(other, "pca")["mse_low"] != line(found, "pca")["mse_low"]
+
+
+def test_a_stream_that_is_not_whole_is_refused(volumes, parts):
+    def judge(stream):
+        return reconstruction(volumes, stream, parts, volumes.scans, n_latent=2, seed=0)
+
+    with pytest.raises(SettingError, match="scan-39 .1 in all. has no reconstruction"):
+        judge(chunks(volumes, lambda x: x, rows=range(39)))
+    with pytest.raises(SettingError, match="scan-03 came twice"):
+        judge(chunks(volumes, lambda x: x, rows=[3, *range(N)]))
+    with pytest.raises(SettingError, match="finite values are expected"):
+        judge(chunks(volumes, lambda x: x[:, 1:]))
+    with pytest.raises(SettingError, match="finite values are expected"):
+        judge(chunks(volumes, lambda x: x * np.nan))
+    with pytest.raises(CohortError, match="scan-00"):
+        reconstruction(volumes, [], parts.iloc[1:], volumes.scans, n_latent=2, seed=0)
+
+
+def test_without_held_out_scans_it_is_not_run(volumes, parts):
+    found = run(volumes, parts.assign(part="train"), lambda x: x)
+    assert found.not_run == "too few: 40 training and 0 held-out scans"

@@ -1,0 +1,64 @@
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nilatent.simulate import SimulationConfig, simulate
+
+SETTINGS = """
+seed = 1
+[recipe]
+spacing_mm = 6.0
+[model]
+n_latent = 4
+channels = [4, 8]
+[training]
+n_epochs = 3
+[lrcp]
+n_permutations = 200
+"""
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-six simulated subjects on a coarse grid, with planted atrophy."""
+    return simulate(
+        tmp_path_factory.mktemp("bids") / "simulated", SimulationConfig(n_subjects=26, seed=3, spacing_mm=6.0)
+    )
+
+
+@pytest.fixture
+def source(simulated: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(simulated, tmp_path / "source"))
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "small.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture
+def nilatent(settings: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own: ``nilatent("run", source, out)``."""
+
+    def call(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line(command, *arguments, *(["--config", settings] if command == "run" else [])),
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+
+    return call
+
+
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from nilatent.cli import main; main()", *map(str, arguments)]

@@ -1,0 +1,154 @@
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from nilatent.finding import read_finding
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+STUDY = ("--group", "group", "--contrast", "patient:control", "--covariates", "age,sex", "--n-procs", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(simulated: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.river.conftest import command_line
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    subprocess.run(command_line("run", simulated, out, "--config", settings, *STUDY), check=True, capture_output=True)
+    return out
+
+
+def test_every_pool_is_left_on_disk(finished: Path):
+    wanted = [
+        "study.toml", "cohort/scans.tsv", "cohort/excluded.tsv", "prepared/quality.tsv", "volumes/volumes.npy", "split.tsv",
+        "model/config.toml", "model/weights.safetensors", "model/history.tsv", "latents.tsv", "latents.nc", "regions.tsv",
+        "findings/reconstruction/table.tsv", "findings/projections/table.tsv", "findings/lrcp/table.tsv", "report.html",
+    ]  # fmt: skip
+    assert [name for name in wanted if not (finished / name).is_file()] == []
+
+
+def test_rows_of_every_pool_are_the_same_scans(finished: Path):
+    ids = [
+        set(pd.read_csv(finished / name, sep="\t", dtype=str)["scan_id"])
+        for name in ("cohort/scans.tsv", "split.tsv", "latents.tsv", "regions.tsv")
+    ]
+    assert len(ids[0]) == 26
+    assert ids.count(ids[0]) == 4
+
+
+def test_lrcp_table_has_the_promised_columns_and_order(finished: Path):
+    table = read_finding(finished / "findings" / "lrcp").table
+    promised = ["name", "label", "a", "p_a", "bal_acc", "p_d", "p", "grade", "badge", "rank"]
+    assert list(table.columns[:10]) == promised
+    assert list(table["rank"]) == sorted(table["rank"])
+    assert ((table["p"] >= table["p_a"] - 1e-12) & (table["p"] >= table["p_d"] - 1e-12)).all()
+
+
+def test_report_opens_with_the_verdict_and_loads_nothing(finished: Path):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "PCA of equal size" in page
+    assert 'src="http' not in page
+
+
+def test_second_run_computes_nothing_again(finished: Path, simulated: Path, nilatent: Call):
+    before = {
+        path: path.stat().st_mtime_ns for path in finished.glob("*/*") if path.parent.name in ("volumes", "model")
+    }
+    result = nilatent("run", simulated, finished, *STUDY)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("up to date") == 9
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_same_seed_gives_identical_latents(finished: Path, simulated: Path, nilatent: Call, tmp_path: Path):
+    result = nilatent("run", simulated, tmp_path / "again", *STUDY)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again/latents.tsv").read_bytes() == (finished / "latents.tsv").read_bytes()
+
+
+def test_too_few_subjects_still_give_regions_and_a_report(source: Path, nilatent: Call, tmp_path: Path):
+    table = pd.read_csv(source / "participants.tsv", sep="\t", dtype=str)
+    keep = table["participant_id"].iloc[:6]
+    listed = [path for path in sorted(source.rglob("*.nii.gz")) if path.name.split("_")[0] in set(keep)]
+    rows = pd.DataFrame({"participant_id": [path.name.split("_")[0] for path in listed], "path": listed})
+    rows.to_csv(tmp_path / "few.tsv", sep="\t", index=False)
+    result = nilatent("run", tmp_path / "few.tsv", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out/regions.tsv").is_file()
+    assert not (tmp_path / "out/model").exists()
+    assert "too few subjects (6" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_without_a_group_lrcp_says_why_it_was_not_run(simulated: Path, nilatent: Call, tmp_path: Path):
+    result = nilatent("run", simulated, tmp_path / "out", "--n-procs", "1")
+    assert result.returncode == 0, result.stderr
+    assert read_finding(tmp_path / "out/findings/lrcp").not_run == "no group column"
+
+
+def damage(source: Path) -> dict[str, str]:
+    """Damage six scans in six ways; returns the rule that each must be listed under."""
+    images = sorted(source.rglob("*.nii.gz"))
+    images = [path for path in images if path.name.startswith("sub-")]
+    names = [path.name.split("_")[0] for path in images]
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[: len(whole) // 2])
+    first = nib.load(images[1])
+    nib.save(nib.Nifti1Image(np.stack([first.get_fdata()] * 2, axis=3), first.affine), images[1])
+    values = nib.load(images[2]).get_fdata()
+    values[5, 5, 5] = np.nan
+    nib.save(nib.Nifti1Image(values, first.affine), images[2])
+    table = source / "participants.tsv"
+    table.write_text("".join(line for line in table.open() if not line.startswith(names[3] + "\t")))
+    images[4].write_bytes(images[5].read_bytes())
+    images[6].unlink()
+    return dict(
+        zip(
+            [names[0], names[1], names[2], names[3], names[5], names[6]],
+            ["truncated", "4D", "non-finite", "participants.tsv", "duplicated", "absent"],
+            strict=True,
+        )
+    )
+
+
+def test_six_bad_scans_are_named_and_the_others_finish(source: Path, nilatent: Call, tmp_path: Path):
+    expected = damage(source)
+    result = nilatent("run", source, tmp_path / "out", "--n-procs", "2")
+    assert result.returncode == 1, result.stderr
+    excluded = pd.read_csv(tmp_path / "out/prepared/excluded.tsv", sep="\t", dtype=str).set_index("scan_id")
+    assert set(excluded.index) == set(expected)
+    for scan_id, word in expected.items():
+        said = f"{excluded.at[scan_id, 'rule']} {excluded.at[scan_id, 'reason']}"
+        assert word in said
+        assert scan_id in said
+        assert scan_id in result.stderr
+    assert len(pd.read_csv(tmp_path / "out/latents.tsv", sep="\t")) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent-folder", "out"], "There is no source absent-folder"),
+        (["{source}", "out", "--group", "gruop"], "Did you mean 'group'"),
+        (["{source}", "out", "--column", "sex"], "OURS=THEIRS"),
+        (["{source}", "out", "--group", "group", "--contrast", "patient:healthy"], "no value 'healthy'"),
+        (["{source}"], "Missing argument"),
+    ],
+)
+def test_bad_usage_is_refused_in_words_with_exit_code_2(
+    arguments: list[str], words: str, simulated: Path, nilatent: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = nilatent("run", *(text.replace("{source}", str(simulated)) for text in arguments))
+    assert result.returncode == 2
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+
+
+def test_truth_is_written_beside_the_simulated_scans(simulated: Path):
+    truth = json.loads((simulated / "truth.json").read_text())
+    assert truth

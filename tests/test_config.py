@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from nilatent.config import PRESETS, read_config, sized, write_config
+from nilatent.errors import SettingError
+
+
+def test_later_wins_over_earlier(tmp_path: Path):
+    file = tmp_path / "study.toml"
+    file.write_text("seed = 3\n[recipe]\nspacing_mm = 2\n[study]\ngroup = 'dx'\n")
+    assert read_config(file).recipe.spacing_mm == 2.0
+    assert read_config(file, preset="cpu", overrides={"recipe.spacing_mm": 6.0}).recipe.spacing_mm == 6.0
+    assert read_config(file, overrides={"study.group": "arm"}).study.group == "arm"
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_complete_and_its_own(preset: str):
+    assert read_config(preset=preset).recipe.spacing_mm == PRESETS[preset]["recipe"]["spacing_mm"]
+
+
+def test_written_settings_read_back_equal(tmp_path: Path):
+    config = read_config(overrides={"seed": 5, "model.n_latent": 7, "study.columns.sex": "gender"})
+    write_config(config, tmp_path / "study.toml")
+    assert read_config(tmp_path / "study.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model.n_latnet": 3}, "Did you mean 'n_latent'"),
+        ({"modle.n_latent": 3}, "Did you mean 'model'"),
+        ({"model.n_latent": "many"}, "'model.n_latent' is of type int, got 'many'"),
+        ({"model.n_latent": True}, "is of type int"),
+        ({"model": 3}, "is a table"),
+        ({"recipe.spacing_mm": "2"}, "'recipe.spacing_mm' is of type float"),
+    ],
+)
+def test_wrong_settings_are_refused_in_words(overrides: dict[str, object], words: str):
+    with pytest.raises(SettingError, match=words):
+        read_config(overrides=overrides)
+
+
+def test_unknown_preset_absent_file_and_broken_toml_are_refused(tmp_path: Path):
+    with pytest.raises(SettingError, match="cpu-small, cpu, gpu"):
+        read_config(preset="tpu")
+    with pytest.raises(SettingError, match="no configuration file"):
+        read_config(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("seed = = 1")
+    with pytest.raises(SettingError, match="not valid TOML"):
+        read_config(tmp_path / "broken.toml")
+
+
+def test_one_seed_reaches_every_stage_unless_a_stage_has_its_own():
+    config = read_config(overrides={"seed": 11, "split.seed": 4})
+    assert (config.training.seed, config.lrcp.seed, config.split.seed) == (11, 11, 4)
+
+
+@pytest.mark.parametrize(("n_train", "n_latent"), [(6, 2), (31, 7), (104, 26), (5000, 32)])
+def test_number_of_latents_follows_the_training_scans(n_train: int, n_latent: int):
+    assert sized(read_config(), n_train=n_train).n_latent == n_latent
+
+
+def test_a_number_of_latents_that_was_set_is_kept():
+    assert sized(read_config(overrides={"model.n_latent": 9}), n_train=1000).n_latent == 9
