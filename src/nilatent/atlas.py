@@ -1,10 +1,10 @@
 """Atlas: a label image with a table of names; put on a grid by fractional overlap."""
 
-import csv
 import hashlib
 import importlib.util
 import math
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,9 @@ import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage, sparse
 
-from nilatent.errors import AtlasError
+from nilatent.errors import AtlasError, CohortError
 from nilatent.provenance import hash_file
+from nilatent.tables import pick, read_tsv
 
 MIN_VOXELS = 8.0
 AAL2_SHA256 = "73d6a365d113557f874c4cf26dd1a73de412c266f2c2594a6f69fafc5af926a7"
@@ -112,7 +113,8 @@ def load_atlas(spec: str | Path = "aal2", *, table: Path | None = None) -> Atlas
     Raises
     ------
     AtlasError
-        When the image or the table cannot be read, labels are not integers, or a label has two names.
+        When the image or the table cannot be read or do not belong together, labels are not integers, or a label has
+        two names.
 
     References
     ----------
@@ -150,40 +152,57 @@ def _aal2() -> Atlas:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    text = path.read_text(encoding="utf-8-sig")
+    if not path.is_file():
+        raise AtlasError(f"There is no table {path}. Give a TSV with the columns label and name.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = path.read_text(encoding="latin-1")
     first = text.splitlines()[0] if text.strip() else ""
-    separator = next((mark for mark in ("\t", ",") if mark in first), None)
-    rows: list[tuple[int, str]] = []
-    if separator is not None:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
-        lower = {str(column).strip().lower(): column for column in frame.columns}
-        label = next((lower[name] for name in LABEL_COLUMNS if name in lower), None)
-        name = next((lower[name] for name in NAME_COLUMNS if name in lower), None)
-        if label is None or name is None:
-            raise AtlasError(
-                f"{path} has the columns {list(frame.columns)}. It needs one called label and one called name."
-            )
-        pairs = zip(frame[label], frame[name], strict=True)
-        rows = [(int(float(value)), text.strip()) for value, text in pairs if str(value).strip()]
-    else:
-        for line in text.splitlines():
-            match = re.match(r"\s*(\d+)\s+(\S+)", line)
-            if match:
-                rows.append((int(match.group(1)), match.group(2)))
-    if not rows:
+    pairs = _columns_of(path) if any(mark in first for mark in "\t;,") else _lines_of(text)
+    if not pairs:
         raise AtlasError(f"{path} holds no line with a label and a name.")
-    table = pd.DataFrame(rows, columns=["label", "name"]).drop_duplicates()
+    for label, name in pairs:
+        if not re.fullmatch(r"\d+(\.0+)?", label) or not name:
+            raise AtlasError(
+                f"{path} has the label '{label}' with the name '{name}'. A label is a whole number with a name."
+            )
+    table = pd.DataFrame(
+        {"label": [int(float(label)) for label, _ in pairs], "name": [name for _, name in pairs]}
+    ).drop_duplicates()
     twice = table.loc[table["label"].duplicated(), "label"]
     if len(twice):
         raise AtlasError(f"{path} gives label {twice.iloc[0]} two names. Every label has one name.")
     return table[table["label"] != 0].set_index("label")
 
 
+def _columns_of(path: Path) -> list[tuple[str, str]]:
+    try:
+        table = read_tsv(path)
+        label, name = pick(table, LABEL_COLUMNS, path), pick(table, NAME_COLUMNS, path)
+    except CohortError as error:
+        raise AtlasError(str(error)) from error
+    if label is None or name is None:
+        raise AtlasError(
+            f"{path} has the columns {list(table.columns)}. It needs one called label and one called name."
+        )
+    return [(str(value), str(text)) for value, text in zip(table[label], table[name], strict=True) if value]
+
+
+def _lines_of(text: str) -> list[tuple[str, str]]:
+    pairs = re.findall(r"^[ ]*(\d+)[ ]+(\S.*?)\s*$", text, flags=re.MULTILINE)
+    # A last column of codes or colours, as AAL and FreeSurfer have, is no part of the name; in "Area 44" the number is.
+    bare = [re.sub(r"(\s+\d+)+$", "", name) for _, name in pairs]
+    if all(short != name for short, (_, name) in zip(bare, pairs, strict=True)) and len(set(bare)) > 0.5 * len(bare):
+        return [(label, short) for (label, _), short in zip(pairs, bare, strict=True)]
+    return [(label, name) for label, name in pairs]
+
+
 def _assemble(path: Path, table: pd.DataFrame, *, name: str) -> Atlas:
     try:
         image = nib.load(path)
         raw = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise AtlasError(f"{path} cannot be read as a label image: {error}") from error
     if raw.ndim != 3 or not np.array_equal(raw, np.round(raw)):
         raise AtlasError(
@@ -192,10 +211,17 @@ def _assemble(path: Path, table: pd.DataFrame, *, name: str) -> Atlas:
     labels = np.asarray(raw, dtype=np.int32)
     present = np.unique(labels[labels > 0])
     names = table["name"].reindex(present)
+    if names.isna().all():
+        raise AtlasError(
+            f"{path} has the labels {present[:3].tolist()}..., its table {table.index[:3].tolist()}...: none in common. "
+            "Give the table that belongs to the image."
+        )
     names = names.where(names.notna(), [f"label_{value}" for value in present])
     # Some atlases use one name for two labels (AAL: Frontal_Mid_Orb): the label makes it unique.
     repeated = names.duplicated(keep=False)
     names = names.where(~repeated, [f"{text}_{value}" for text, value in zip(names, present, strict=True)])
+    if names.duplicated().any():
+        raise AtlasError(f"{path}: two labels would both be called '{names[names.duplicated()].iloc[0]}'. Rename one.")
     joined = "\n".join(f"{label}\t{text}" for label, text in names.items())
     digest = hashlib.sha256((hash_file(path) + joined).encode()).hexdigest()
     tidy = pd.DataFrame({"name": names.astype(str).to_numpy()}, index=pd.Index(present.astype(np.int64), name="label"))
@@ -226,33 +252,40 @@ def region_weights(
     Raises
     ------
     AtlasError
-        When no region is left.
+        When no region is left, the mask is not on the grid, or a label in the image is not in the table.
 
     Notes
     -----
-    Each voxel is sampled on a sub-grid finer than the atlas. Nearest-neighbour resampling at 4 mm would lose small
-    regions altogether.
+    Each voxel is sampled on a sub-grid at least twice as fine as the atlas. Nearest-neighbour resampling at 4 mm would
+    lose small regions altogether; a sub-grid only as fine as the atlas would fall on the faces between its voxels, where
+    rounding moves every region half a voxel to the same side.
     """
+    _check_parts(atlas, grid, mask)
     source_spacing = float(np.linalg.norm(atlas.image.affine[:3, :3], axis=0).min())
-    n_sub = max(2, math.ceil(grid.spacing_mm / source_spacing - 1e-6))
+    n_sub = 2 * max(1, math.ceil(grid.spacing_mm / source_spacing - 1e-6))
     fine = grid.affine.copy()
     fine[:3, :3] /= n_sub
     fine[:3, 3] -= grid.spacing_mm / 2 * (1 - 1 / n_sub)
     to_source = np.linalg.inv(atlas.image.affine) @ fine
-    labels = ndimage.affine_transform(
-        np.asarray(atlas.image.dataobj),
-        to_source[:3, :3],
-        to_source[:3, 3],
-        output_shape=tuple(side * n_sub for side in grid.shape),
-        order=0,
-    )
-    x, y, z = grid.shape
-    blocks = labels.reshape(x, n_sub, y, n_sub, z, n_sub).transpose(0, 2, 4, 1, 3, 5).reshape(x * y * z, n_sub**3)
-    inside = blocks[mask.ravel()]
-    voxel, _ = np.nonzero(inside)
-    region = np.searchsorted(atlas.table.index.to_numpy(), inside[inside > 0])
-    share = np.full(voxel.size, 1.0 / n_sub**3)
-    matrix = sparse.coo_matrix((share, (region, voxel)), shape=(len(atlas.table), int(mask.sum()))).tocsr()
+    source = np.asarray(atlas.image.dataobj)
+    number = np.full(mask.shape, -1)
+    number[mask] = np.arange(int(mask.sum()))
+    known = atlas.table.index.to_numpy()
+    matrix = sparse.csr_matrix((len(known), int(mask.sum())))
+    # One slice of voxels at a time: the whole sub-grid would take gigabytes.
+    for x in np.flatnonzero(mask.any(axis=(1, 2))):
+        labels = ndimage.affine_transform(
+            source,
+            to_source[:3, :3],
+            to_source[:3, :3] @ [x * n_sub, 0, 0] + to_source[:3, 3],
+            output_shape=tuple(side * n_sub for side in (1, *grid.shape[1:])),
+            order=0,
+        )
+        voxel = np.broadcast_to(number[x].repeat(n_sub, axis=0).repeat(n_sub, axis=1), labels.shape)
+        hit = (labels > 0) & (voxel >= 0)
+        region = np.searchsorted(known, labels[hit])
+        share = np.full(region.size, 1.0 / n_sub**3)
+        matrix += sparse.coo_matrix((share, (region, voxel[hit])), shape=matrix.shape).tocsr()
     size = np.asarray(matrix.sum(axis=1)).ravel()
     keep = size >= min_voxels
     if not keep.any():
@@ -270,6 +303,15 @@ def region_weights(
     return RegionWeights(
         matrix[keep], atlas.table.index.to_numpy()[keep], list(atlas.table["name"].to_numpy()[keep]), dropped
     )
+
+
+def _check_parts(atlas: Atlas, grid: GridLike, mask: npt.NDArray[np.bool_]) -> None:
+    if mask.shape != tuple(grid.shape):
+        raise AtlasError(f"The mask has shape {mask.shape}, the grid {tuple(grid.shape)}. Use the mask of this grid.")
+    labels = np.unique(np.asarray(atlas.image.dataobj))
+    nameless = np.setdiff1d(labels[labels > 0], atlas.table.index.to_numpy())
+    if nameless.size or not atlas.table.index.is_monotonic_increasing:
+        raise AtlasError(f"The table of {atlas.name} lacks label {nameless[:1].tolist()} or is not sorted by label.")
 
 
 def region_map(
@@ -292,7 +334,17 @@ def region_map(
     -------
     Nifti1Image
         Each voxel holds the value of the region that covers most of it; 0 where none does.
+
+    Raises
+    ------
+    AtlasError
+        When there is not one value per region, or the mask is not the one of the weights.
     """
+    if np.shape(values) != (len(weights.names),) or int(mask.sum()) != weights.matrix.shape[1]:
+        raise AtlasError(
+            f"{np.shape(values)} values and {int(mask.sum())} voxels do not fit {len(weights.names)} regions on "
+            f"{weights.matrix.shape[1]} voxels. Use the grid and mask of the weights, and one value per region."
+        )
     filled = np.zeros(mask.shape, dtype=np.float32)
     largest = np.asarray(weights.matrix.argmax(axis=0)).ravel()
     covered = np.asarray(weights.matrix.max(axis=0).todense()).ravel() > 0

@@ -12,10 +12,10 @@ import pandas as pd
 from nilatent import sources
 from nilatent.errors import CohortError, SettingError
 from nilatent.provenance import atomic, hash_values, write_json
+from nilatent.tables import RESERVED, read_tsv
+from nilatent.variables import check_age, check_units, sex, typed
 
 EXCLUDED_COLUMNS = ("scan_id", "path", "stage", "rule", "reason")
-SEX_WORDS = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
-TEXT_COLUMNS = ("scan_id", "subject_id", "session_id", "dataset", "path", "sha256", "source_id")
 DESCRIPTIONS = {
     "subject_id": "Subject; every scan of a subject shares it",
     "session_id": "Session, empty when there is one only",
@@ -24,7 +24,7 @@ DESCRIPTIONS = {
     "sha256": "Hash of the image file's bytes",
     "source_id": "Subject as the source writes it",
     "age": "Age in years",
-    "sex": "Sex, M or F",
+    "sex": "Sex, M or F; empty when other or unknown",
 }
 
 
@@ -47,10 +47,16 @@ class Cohort:
     excluded: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EXCLUDED_COLUMNS)))
     columns: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a scan that stands twice: rows could no longer be joined by scan."""
+        twice = self.scans.index[self.scans.index.duplicated()]
+        if len(twice):
+            raise CohortError(f"Scan {twice[0]} stands twice in the cohort. Every scan has one row: remove the other.")
+
     @property
     def content_hash(self) -> str:
-        """Hash of every row; the place of the files does not enter, their bytes do."""
-        table = self.scans.drop(columns="path").reset_index()
+        """Hash of every row, the same before and after writing; the files' place does not enter, their bytes do."""
+        table = typed(self.scans.drop(columns="path").reset_index())
         return hash_values([list(table.columns), table.astype(str).to_numpy().tolist()])
 
     @property
@@ -87,63 +93,63 @@ def read_cohort(
     Raises
     ------
     CohortError
-        When a source cannot be read at all, holds no image, or an alias names no column.
+        When a source cannot be read at all or holds no image, an alias names no column, an age is no number of years,
+        a sex is neither of the known words, or two sources give a column in different units.
     """
     if not paths:
         raise CohortError("No source was given. Name a BIDS folder, a CAT12 folder or a table of paths.")
     found = [sources.read_source(Path(path), suffix=suffix) for path in paths]
-    names = _unique_names([source.name for source in found])
+    aliases = column_aliases if column_aliases is not None else {}
+    _check_aliases(found, aliases)
     tables, excluded = [], []
     columns: dict[str, Any] = {}
-    for source, name in zip(found, names, strict=True):
+    for source, name in zip(found, _unique_names([source.name for source in found]), strict=True):
         prefix = f"{name}_" if len(found) > 1 else ""
-        table = source.scans.assign(dataset=name)
-        for ours, theirs in (column_aliases or {}).items():
-            if ours not in table and theirs in table:
-                table = table.rename(columns={theirs: ours})
+        renames = _renames(source.scans, aliases)
+        own_columns = {renames.get(column, column): value for column, value in source.columns.items()}
+        table = source.scans.rename(columns=renames).assign(dataset=name)
+        check_age(table, own_columns, name)
+        if "sex" in table:
+            table["sex"] = sex(table, own_columns, name)
         table["subject_id"] = prefix + table["subject_id"]
         table["scan_id"] = prefix + table["scan_id"]
         tables.append(table)
         excluded += [row | {"scan_id": prefix + row["scan_id"], "stage": "read"} for row in source.problems]
-        columns |= source.columns
-    table = _variables(pd.concat(tables, ignore_index=True))
-    _check_aliases(table, column_aliases or {})
+        check_units(columns, own_columns, name)
+        columns = own_columns | columns
+    table = typed(pd.concat(tables, ignore_index=True))
     cohort = Cohort(table.set_index("scan_id"), _excluded(excluded), columns)
     return _without_copies(cohort)
 
 
 def _unique_names(names: Sequence[str]) -> list[str]:
-    counted: dict[str, int] = {}
-    unique = []
+    unique: list[str] = []
     for name in names:
-        counted[name] = counted.get(name, 0) + 1
-        unique.append(name if counted[name] == 1 else f"{name}{counted[name]}")
+        # Case apart is not enough: the names become folders, and some disks do not see case.
+        taken = {other.casefold() for other in unique}
+        numbered = (name if number == 1 else f"{name}{number}" for number in range(1, len(names) + 1))
+        unique.append(next(candidate for candidate in numbered if candidate.casefold() not in taken))
     return unique
 
 
-def _check_aliases(table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
+def _check_aliases(found: Sequence[sources.Source], aliases: Mapping[str, str]) -> None:
+    known = {str(column) for source in found for column in source.scans}
     for ours, theirs in aliases.items():
-        if ours not in table:
+        if ours in RESERVED:
+            raise CohortError(f"'{ours}' is filled by the reader and takes no alias. Rename '{theirs}' in the source.")
+        if theirs not in known:
             raise CohortError(
-                f"No source has a column '{theirs}' to call '{ours}'. The columns are: {', '.join(map(str, table.columns))}."
+                f"No source has a column '{theirs}' to call '{ours}'. The columns are: {', '.join(sorted(known))}."
             )
 
 
-def _variables(table: pd.DataFrame) -> pd.DataFrame:
-    for column in table.columns:
-        if column in TEXT_COLUMNS:
-            table[column] = table[column].fillna("").astype(str)
-            continue
-        text = table[column].astype("string").str.strip()
-        text = text.mask(text.isin(list(sources.MISSING_WORDS)))
-        # BIDS hides the age of the oldest as "89+".
-        numbers = pd.to_numeric(text.str.replace(r"^(\d+)\+$", r"\1", regex=True), errors="coerce")
-        as_number = text.notna().any() and bool(numbers.notna().eq(text.notna()).all())
-        table[column] = numbers.astype(float) if as_number else text.astype(object).where(text.notna(), np.nan)
-    if "sex" in table:
-        words = table["sex"].astype("string").str.lower().map(SEX_WORDS)
-        table["sex"] = words.astype(object).where(words.notna(), np.nan)
-    return table
+def _renames(table: pd.DataFrame, aliases: Mapping[str, str]) -> dict[str, str]:
+    renames = {theirs: ours for ours, theirs in aliases.items() if ours not in table and theirs in table}
+    for name in {"age", "sex"} - set(table) - set(renames.values()):
+        # Age in one source and age in another would be two half-empty columns.
+        other = [str(column) for column in table if str(column).lower() == name and column not in renames]
+        renames |= {other[0]: name} if len(other) == 1 else {}
+    return renames
 
 
 def _without_copies(cohort: Cohort) -> Cohort:
@@ -241,7 +247,7 @@ def load_cohort(folder: Path) -> Cohort:
     Raises
     ------
     CohortError
-        When a file is missing.
+        When a file is missing or is not what was written.
     """
     folder = Path(folder)
     missing = [name for name in ("scans.tsv", "excluded.tsv", "scans.json") if not (folder / name).is_file()]
@@ -249,11 +255,15 @@ def load_cohort(folder: Path) -> Cohort:
         raise CohortError(
             f"{folder} lacks {', '.join(missing)}, so it is not a cohort. Run `nilatent run` or `prepare`."
         )
-    text = dict.fromkeys(TEXT_COLUMNS, str)
-    scans = pd.read_csv(folder / "scans.tsv", sep="\t", dtype=text, keep_default_na=False, na_values={})
-    excluded = pd.read_csv(folder / "excluded.tsv", sep="\t", dtype=str, keep_default_na=False)
+    scans = read_tsv(folder / "scans.tsv").reset_index(drop=True)
+    absent = [name for name in RESERVED if name not in scans]
+    if absent:
+        raise CohortError(
+            f"{folder / 'scans.tsv'} lacks the column {absent[0]}. Run `nilatent run` or `prepare` again."
+        )
+    excluded = read_tsv(folder / "excluded.tsv").reset_index(drop=True)
     columns = json.loads((folder / "scans.json").read_text(encoding="utf-8"))
-    return Cohort(_variables(scans).set_index("scan_id"), excluded, columns)
+    return Cohort(typed(scans).set_index("scan_id"), excluded, columns)
 
 
 @dataclass(frozen=True)
@@ -300,7 +310,8 @@ def split(cohort: Cohort, config: SplitConfig) -> pd.DataFrame:
         When a fraction or a column makes no sense, or a part would be empty.
     """
     _check_split(cohort, config)
-    subjects = cohort.scans.drop_duplicates("subject_id").set_index("subject_id").sort_index()
+    # Sorted first, so that the order of the rows decides neither a subject's stratum nor the shuffle.
+    subjects = cohort.scans.sort_index().drop_duplicates("subject_id").set_index("subject_id").sort_index()
     strata = pd.Series("", index=subjects.index)
     for column in ("dataset", *config.stratify):
         values = subjects[column]
@@ -333,8 +344,12 @@ def _check_split(cohort: Cohort, config: SplitConfig) -> None:
         raise SettingError(
             f"test_fraction {test} and validation_fraction {validation} must be above 0 and sum to under 1."
         )
-    if config.n_folds < 2:
-        raise SettingError(f"n_folds is at least 2, got {config.n_folds}.")
+    if not 2 <= config.n_folds <= cohort.n_subjects:
+        raise SettingError(f"n_folds is between 2 and the {cohort.n_subjects} subjects, got {config.n_folds}.")
+    if config.seed < 0:
+        raise SettingError(f"seed is at least 0, got {config.seed}.")
+    if isinstance(config.stratify, str):
+        raise SettingError(f"stratify is a tuple of columns, got the text '{config.stratify}'.")
     absent = [column for column in config.stratify if column not in cohort.scans]
     if absent:
         raise SettingError(

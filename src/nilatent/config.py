@@ -140,9 +140,9 @@ def read_config(
         for key in reversed(dotted.split(".")):
             nested = {key: nested}
         _merge(values, nested)
-    if "n_latent" in values.get("model", {}) and "n_latent_auto" not in values:
-        values["n_latent_auto"] = False
     config: RunConfig = _build(RunConfig, values, place="")
+    if "n_latent" in values.get("model", {}) and "n_latent_auto" not in values:
+        config = dataclasses.replace(config, n_latent_auto=False)
     return _shared(config, values)
 
 
@@ -176,7 +176,7 @@ def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     }
     config = dataclasses.replace(config, **seeded)
     asked = {name: getattr(config.study, name) for name in ("group", "contrast", "covariates", "site")}
-    own = {name for name in asked if name in values.get("lrcp", {}) and values["lrcp"][name] != asked[name]}
+    own = {name for name in asked if name in values.get("lrcp", {}) and getattr(config.lrcp, name) != asked[name]}
     if own:
         raise SettingError(f"'lrcp.{min(own)}' is set in [study], for every analysis: write it there.")
     return dataclasses.replace(config, lrcp=dataclasses.replace(config.lrcp, **asked))

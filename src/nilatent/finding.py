@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pandas as pd
 import xarray as xr
+from nibabel.filebasedimages import ImageFileError
 
 from nilatent.errors import FindingError
 from nilatent.provenance import atomic, plain, read_json, write_json
@@ -60,7 +62,7 @@ def not_run(name: str, question: str, reason: str) -> Finding:
     return Finding(
         name=name,
         question=question,
-        answer=f"Not run: {reason}.",
+        answer=f"Not run: {reason.rstrip('.')}.",
         table=pd.DataFrame(),
         data=xr.Dataset(),
         settings={},
@@ -85,8 +87,21 @@ def write_finding(finding: Finding, folder: Path) -> list[Path]:
     -------
     list[Path]
         The files written, ``finding.json`` last.
+
+    Raises
+    ------
+    FindingError
+        When the table would not come back as it is: its index holds text, or a column name repeats.
     """
+    frame = finding.table
+    if not frame.columns.is_unique or not (frame.empty or pd.api.types.is_integer_dtype(frame.index.dtype)):
+        raise FindingError(
+            f"The table of {finding.name} has the columns {list(frame.columns)} and an index of {frame.index.dtype}. Only "
+            "columns are written, each under its own name: reset_index() first."
+        )
     table, data, head = folder / "table.tsv", folder / "data.nc", folder / "finding.json"
+    # Without its head a finding does not open: one that is half new and half old must not.
+    head.unlink(missing_ok=True)
     with atomic(table) as temporary:
         finding.table.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
     with atomic(data) as temporary:
@@ -108,10 +123,22 @@ def write_finding(finding: Finding, folder: Path) -> list[Path]:
             "n_scans": finding.n_scans,
             "n_subjects": finding.n_subjects,
             "maps": sorted(finding.maps),
+            "column_kinds": {str(name): _kind(frame[name]) for name in frame},
             "not_run": finding.not_run,
         },
     )
     return [table, data, *images, head]
+
+
+def _kind(column: "pd.Series[Any]") -> str:
+    """What the cells are, because a TSV does not say: the text 007 must not come back as 7."""
+    if any(isinstance(value, str) for value in column):
+        return "text"
+    if all(isinstance(value, bool | np.bool_) for value in column.dropna()):
+        return "bool" if len(column.dropna()) else "float"
+    if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
+        return "int"
+    return "float" if pd.api.types.is_numeric_dtype(column.dtype) else "text"
 
 
 def read_finding(folder: Path) -> Finding:
@@ -120,7 +147,7 @@ def read_finding(folder: Path) -> Finding:
     Raises
     ------
     FindingError
-        When files are missing or the format is of another version.
+        When files are missing or damaged, or the format is of another version.
     """
     folder = Path(folder)
     try:
@@ -130,14 +157,18 @@ def read_finding(folder: Path) -> Finding:
                 f"{folder} has finding format {head['format_version']}, this nilatent reads {FORMAT_VERSION}. "
                 "Run the analysis again with this version."
             )
-        text = (folder / "table.tsv").read_text(encoding="utf-8")
-        table = pd.read_csv(folder / "table.tsv", sep="\t", na_values=["n/a"]) if text.strip() else pd.DataFrame()
+        table = _read_table(folder / "table.tsv", head["column_kinds"])
         with xr.open_dataset(folder / "data.nc", engine="h5netcdf") as stored:
             data = stored.load()
         maps = {name: nib.load(folder / f"{name}.nii.gz") for name in head["maps"]}
     except FileNotFoundError as error:
+        missing = error.filename if error.filename is not None else str(error)
         raise FindingError(
-            f"{error.filename} is missing, so the finding is incomplete. Run `nilatent analyse {folder.name}` again."
+            f"{missing} is missing, so the finding is incomplete. Run `nilatent analyse {folder.name}` again."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, ImageFileError) as error:
+        raise FindingError(
+            f"{folder} is damaged: {error}. Delete it and run `nilatent analyse {folder.name}` again."
         ) from error
     return Finding(
         name=head["name"],
@@ -152,3 +183,19 @@ def read_finding(folder: Path) -> Finding:
         n_subjects=head["n_subjects"],
         not_run=head["not_run"],
     )
+
+
+def _read_table(path: Path, kinds: dict[str, str]) -> pd.DataFrame:
+    if not kinds:
+        path.stat()
+        return pd.DataFrame()
+    # NA and None can be the names of groups; only n/a is a gap.
+    table = pd.read_csv(path, sep="\t", dtype=object, keep_default_na=False, na_values=["n/a"])
+    for name, kind in kinds.items():
+        if kind == "bool":
+            marks = table[name].map({"True": True, "False": False})
+            table[name] = marks if marks.isna().any() else marks.astype(bool)
+        elif kind != "text":
+            # Python reads a decimal number exactly; not every parser of pandas does, to the last bit.
+            table[name] = table[name].astype(int) if kind == "int" else table[name].astype(float)
+    return table

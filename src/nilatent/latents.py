@@ -11,6 +11,7 @@ from nilatent.errors import LatentsError
 from nilatent.provenance import atomic
 
 FORMAT_VERSION = 1
+PARTS = ("train", "validation", "test")
 COORDINATES = ("scan", "subject", "subject_in_training", "part")
 
 
@@ -58,18 +59,28 @@ def make_latents(
     >>> dict(made.sizes)
     {'scan': 2, 'latent': 3}
     """
-    mean = np.asarray(mean, dtype=np.float32)
+    mean, log_var = np.asarray(mean, dtype=np.float32), np.asarray(log_var, dtype=np.float32)
+    seen = np.asarray(subject_in_training)
+    lengths = {"mean": len(mean), "scan": len(scan), "subject": len(subject), "part": len(part), "mark": len(seen)}
+    if mean.ndim != 2 or log_var.shape != mean.shape or len(set(lengths.values())) != 1:
+        raise LatentsError(
+            f"mean has shape {mean.shape}, log_var {log_var.shape}, and the rows count {lengths}. All have one row per scan."
+        )
+    if seen.dtype != bool:
+        raise LatentsError(
+            f"subject_in_training is True or False, got {seen.dtype}: the text 'False' would count as True."
+        )
     names = [f"z{index:03d}" for index in range(mean.shape[1])]
     latents = xr.Dataset(
         {
             "mean": (("scan", "latent"), mean),
-            "log_var": (("scan", "latent"), np.asarray(log_var, dtype=np.float32)),
+            "log_var": (("scan", "latent"), log_var),
         },
         coords={
             "scan": ("scan", np.asarray(scan, dtype=str)),
             "latent": ("latent", np.asarray(names, dtype=str)),
             "subject": ("scan", np.asarray(subject, dtype=str)),
-            "subject_in_training": ("scan", np.asarray(subject_in_training, dtype=bool)),
+            "subject_in_training": ("scan", seen),
             "part": ("scan", np.asarray(part, dtype=str)),
         },
         attrs={"model_hash": model_hash, "volumes_hash": volumes_hash, "format_version": FORMAT_VERSION},
@@ -84,13 +95,24 @@ def check_latents(latents: xr.Dataset) -> None:
     Raises
     ------
     LatentsError
-        When a variable or coordinate is missing, scans repeat, a value is not finite, or scans of one subject
-        disagree about having been in training.
+        When a variable or coordinate is missing or has other dimensions, scans repeat, a value is not finite, a part is
+        unknown, or scans of one subject disagree about their part or about having been in training.
     """
     missing = [name for name in ("mean", "log_var") if name not in latents.data_vars]
     missing += [name for name in COORDINATES if name not in latents.coords]
     if missing:
         raise LatentsError(f"Latents lack {', '.join(missing)}. Make them with `nilatent encode`.")
+    for name in ("mean", "log_var", *COORDINATES):
+        wanted = ("scan", "latent") if name in latents.data_vars else ("scan",)
+        if latents[name].dims != wanted:
+            raise LatentsError(
+                f"'{name}' of the latents has the dimensions {latents[name].dims}, not {wanted}. Transpose."
+            )
+    if latents["subject_in_training"].dtype != bool:
+        raise LatentsError(f"'subject_in_training' is {latents['subject_in_training'].dtype}, not bool. Encode again.")
+    unknown = sorted(set(map(str, latents["part"].values)) - set(PARTS))
+    if unknown:
+        raise LatentsError(f"The latents have the part '{unknown[0]}', not one of {', '.join(PARTS)}. Encode again.")
     scans = pd.Index(latents["scan"].values)
     if not scans.is_unique:
         raise LatentsError(f"Scan {scans[scans.duplicated()][0]} stands twice in the latents. Encode the cohort again.")
@@ -101,13 +123,13 @@ def check_latents(latents: xr.Dataset) -> None:
                 f"Latents of scan {scans[~finite][0]} hold non-finite values in '{name}'. "
                 "Look at the training history for divergence, and encode again."
             )
-    seen = pd.Series(latents["subject_in_training"].values, index=latents["subject"].values)
-    mixed = seen.groupby(level=0).nunique()
-    if (mixed > 1).any():
-        raise LatentsError(
-            f"Subject {mixed.index[mixed > 1][0]} is marked as seen in training for some scans and not for others. "
-            "All scans of a subject share one mark: encode again with the split the model was trained on."
-        )
+    for name, what in (("subject_in_training", "mark of having been seen in training"), ("part", "part of the split")):
+        of_subject = pd.Series(latents[name].values, index=latents["subject"].values).groupby(level=0).nunique()
+        if (of_subject > 1).any():
+            raise LatentsError(
+                f"Scans of subject {of_subject.index[of_subject > 1][0]} differ in their {what}. All scans of a subject "
+                "share it: encode again with the split the model was trained on."
+            )
 
 
 def write_latents(latents: xr.Dataset, folder: Path) -> list[Path]:
@@ -138,13 +160,16 @@ def read_latents(folder: Path) -> xr.Dataset:
     Raises
     ------
     LatentsError
-        When the file is absent, of another format version, or breaks the schema.
+        When the file is absent or damaged, of another format version, or breaks the schema.
     """
     path = Path(folder) / "latents.nc"
     if not path.is_file():
         raise LatentsError(f"{path} does not exist. Make it with `nilatent encode`.")
-    with xr.open_dataset(path, engine="h5netcdf") as stored:
-        latents = stored.load()
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            latents = stored.load()
+    except (OSError, ValueError) as error:
+        raise LatentsError(f"{path} cannot be read: {error}. Encode the cohort again.") from error
     if latents.attrs.get("format_version") != FORMAT_VERSION:
         raise LatentsError(
             f"{path} has latents format {latents.attrs.get('format_version')}, this nilatent reads {FORMAT_VERSION}. "

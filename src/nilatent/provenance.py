@@ -54,7 +54,10 @@ def plain(values: object) -> Any:
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         return {field.name: plain(getattr(values, field.name)) for field in dataclasses.fields(values)}
     if isinstance(values, Mapping):
-        return {str(key): plain(value) for key, value in values.items()}
+        keyed = {str(key): plain(value) for key, value in values.items()}
+        if len(keyed) != len(values):
+            raise TypeError("two keys of a mapping have the same text; one of the two values would be lost")
+        return keyed
     if isinstance(values, np.ndarray):
         return plain(values.tolist())
     if isinstance(values, np.generic):
@@ -146,14 +149,14 @@ def seal(
     outputs : Sequence[Path]
         Files the stage left, inside the folder of the record.
     seed : int, optional
-        The seed it used.
+        The seed it used, for the reader; what the stage depends on belongs into `settings`.
 
     Returns
     -------
     str
         Content hash of the outputs; it does not depend on time or place.
     """
-    files = {str(path.relative_to(record.parent)): hash_file(path) for path in sorted(outputs)}
+    files = {path.relative_to(record.parent).as_posix(): hash_file(path) for path in sorted(outputs)}
     content = hash_values(files)
     write_json(
         record,
@@ -180,12 +183,12 @@ def is_fresh(record: Path, *, stage: str, settings: object, inputs: Mapping[str,
         outputs = known["outputs"]
         if known["key"] != _key(stage, settings, inputs):
             return False
-    except (ValueError, KeyError, TypeError):
+        return all(
+            (record.parent / name).is_file() and hash_file(record.parent / name) == digest
+            for name, digest in outputs.items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    return all(
-        (record.parent / name).is_file() and hash_file(record.parent / name) == digest
-        for name, digest in outputs.items()
-    )
 
 
 def content_hash(record: Path) -> str:

@@ -13,13 +13,11 @@ import pandas as pd
 
 from nilatent.errors import CohortError, ScanError
 from nilatent.provenance import hash_file
-from nilatent.tables import MISSING_WORDS, pick, read_tsv
+from nilatent.tables import MISSING_WORDS, RESERVED, pick, read_tsv
 
 PATH_COLUMNS = ("path", "image", "t1w", "gm", "filename", "file")
 SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "sub")
 SESSION_COLUMNS = ("session_id", "session", "ses")
-# Columns the cohort fills itself; a source's own column of that name is kept as `source_<name>`.
-RESERVED = ("scan_id", "subject_id", "session_id", "source_id", "dataset", "sha256", "path")
 SUFFIXES = ("auto", "T1w", "GM")
 ENDINGS = (".nii.gz", ".nii")
 ENTITY = re.compile(r"(?:^|_)(sub|ses)-([^_]+)")
@@ -296,8 +294,9 @@ def _join(
         variables.pop("participant_id")
         joined.append({_own_name(name): value for name, value in (variables | of_session).items()} | row)
     for subject in sorted(set(known) - imaged):
-        reason = f"{place} lists {subject}, for whom there is no image. Add it, or remove the row."
-        problems.append(_problem(_label("sub", subject) or "sub-", "", "absent image", reason))
+        label = _label("sub", subject) or f"sub-{subject}"
+        reason = f"{place} lists {label}, for whom there is no image. Add it, or remove the row."
+        problems.append(_problem(label, "", "absent image", reason))
     return joined, problems
 
 

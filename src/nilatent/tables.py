@@ -13,6 +13,8 @@ import pandas as pd
 from nilatent.errors import CohortError
 
 MISSING_WORDS = frozenset({"", "n/a", "N/A", "na", "NA", "nan", "NaN", "null", "None", "."})
+# Columns the cohort fills itself; a source's own column of that name is kept as `source_<name>`.
+RESERVED = ("scan_id", "subject_id", "session_id", "source_id", "dataset", "sha256", "path")
 
 
 def read_tsv(path: Path) -> pd.DataFrame:
@@ -26,7 +28,7 @@ def read_tsv(path: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Text without surrounding spaces; the index ``line`` counts the lines of the file from one.
+        Text without surrounding spaces and line breaks; the index ``line`` counts the lines of the file from one.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def read_tsv(path: Path) -> pd.DataFrame:
     """
     reader = _cells(path)
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        lines = [(reader.line_num, [re.sub(r"[\r\n]+", " ", cell).strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise CohortError(
             f"{path}, line {reader.line_num}, cannot be read as a table: {error}. Look for a quotation mark too many."

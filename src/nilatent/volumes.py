@@ -1,6 +1,8 @@
 """Volumes: scans on one grid in a memory-mapped cache, the grid, the mask, the template, and voxel PCA."""
 
+import hashlib
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from nibabel.filebasedimages import ImageFileError
 from numpy.lib.format import open_memmap
 from scipy import linalg, ndimage
 
@@ -19,6 +22,7 @@ from nilatent.errors import GridError, SettingError
 from nilatent.progress import track
 from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
 
+HASHED = {"volumes": "volumes.npy", "mask": "mask.nii.gz", "scans": "scans.tsv"}
 TEMPLATES = ("t1", "gm", "wm", "csf", "mask")
 # The box that holds the template brain with a margin, in mm; every side is a multiple of eight voxels at 1-4 mm.
 BOX_MM = (160.0, 192.0, 160.0)
@@ -27,6 +31,8 @@ CENTRE_MM = (0.0, -17.0, 5.0)
 GM_PRIOR_IN_MASK = 0.05
 PCA_MAX_SCANS = 2000
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+FLOAT16_SMALLEST = float(np.finfo(np.float16).smallest_normal)
+PCA_CHUNK_VOXELS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,9 @@ class Grid:
     def __post_init__(self) -> None:
         """Refuse a grid that is rotated, flipped or anisotropic."""
         matrix = np.asarray(self.affine, dtype=float)
+        if matrix.shape != (4, 4) or len(self.shape) != 3 or min(self.shape) < 1:
+            raise GridError(f"A grid has three sides and a 4x4 affine, got sides {self.shape} and {matrix.shape}.")
+        object.__setattr__(self, "affine", matrix)
         spacing = matrix[0, 0]
         if spacing <= 0 or not np.allclose(matrix[:3, :3], spacing * np.eye(3), atol=1e-4):
             raise GridError(f"A grid is RAS and isotropic; this one has the affine {matrix[:3, :3].tolist()}.")
@@ -210,7 +219,12 @@ def average_to_grid(array: npt.NDArray[Any], affine: npt.NDArray[Any], grid: Gri
     to_source = np.linalg.inv(affine) @ fine
     shape = tuple(side * n_sub for side in grid.shape)
     sampled = ndimage.affine_transform(
-        np.asarray(array, dtype=np.float32), to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=1
+        np.asarray(array, dtype=np.float32),
+        to_source[:3, :3],
+        to_source[:3, 3],
+        output_shape=shape,
+        order=1,
+        mode="grid-constant",  # plain "constant" drops the outer half of the voxels at the edge
     )
     x, y, z = grid.shape
     return np.asarray(sampled.reshape(x, n_sub, y, n_sub, z, n_sub).mean(axis=(1, 3, 5)), dtype=np.float32)
@@ -236,7 +250,7 @@ class Volumes:
     scans : DataFrame
         Index ``scan_id``; columns ``subject_id`` and ``dataset``, one row per volume in the same order.
     content_hash : str
-        Hash of values, mask, grid and rows.
+        Hash of values, mask, grid and rows, those of subjects and data sets included.
     """
 
     data: npt.NDArray[np.float16]
@@ -252,12 +266,26 @@ class Volumes:
                 f"Volumes hold data {self.data.shape}, mask {self.mask.shape}, grid {self.grid.shape} and "
                 f"{len(self.scans)} scans: these do not fit together. Delete the volumes folder and pack again."
             )
+        twice = self.scans.index[self.scans.index.duplicated()]
+        if len(twice):
+            raise GridError(f"Scan {twice[0]} stands twice in the volumes. Delete the volumes folder and pack again.")
 
     def masked(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        """Values inside the mask, (row, voxel) float32."""
+        """Values inside the mask, (row, voxel) float32.
+
+        Raises
+        ------
+        GridError
+            When a row is not the number of a scan, counted from 0: True and -1 are none.
+        """
+        wanted = np.asarray(rows)
+        if wanted.size and (wanted.dtype.kind not in "iu" or wanted.min() < 0 or wanted.max() >= len(self.scans)):
+            raise GridError(
+                f"Rows are whole numbers from 0 to {len(self.scans) - 1}; get them with Volumes.rows(scan_ids)."
+            )
         flat = np.flatnonzero(self.mask)
-        out = np.empty((len(rows), flat.size), dtype=np.float32)
-        for position, row in enumerate(rows):
+        out = np.empty((len(wanted), flat.size), dtype=np.float32)
+        for position, row in enumerate(wanted):
             out[position] = self.data[int(row)].reshape(-1)[flat]
         return out
 
@@ -280,9 +308,26 @@ def volumes_in_memory(
     array: npt.NDArray[Any], *, mask: npt.NDArray[np.bool_], grid: Grid, scans: pd.DataFrame
 ) -> Volumes:
     """Volumes from an array, for simulations and notebooks; the same checks as from disk."""
+    for scan_id, values in zip(scans.index, array, strict=True):
+        _check_float16(values, place=f"Scan {scan_id}")
     data = np.ascontiguousarray(array, dtype=np.float16)
-    digest = hash_values([data.tobytes().hex(), mask.tobytes().hex(), grid.to_dict(), list(scans.index)])
-    return Volumes(data, np.asarray(mask, dtype=bool), grid, scans, digest)
+    inside = np.asarray(mask, dtype=bool)
+    values_hash = hashlib.sha256(data.tobytes()).hexdigest()
+    digest = hash_values([values_hash, inside.tobytes().hex(), grid.to_dict(), _rows(scans).to_csv(sep="\t")])
+    return Volumes(data, inside, grid, scans, digest)
+
+
+def _rows(scans: pd.DataFrame) -> pd.DataFrame:
+    return scans[["subject_id", "dataset"]].rename_axis("scan_id")
+
+
+def _check_float16(values: npt.NDArray[Any], *, place: str) -> None:
+    peak = float(np.abs(values).max())
+    if not np.isfinite(values).all() or peak > FLOAT16_MAX or 0 < peak < FLOAT16_SMALLEST:
+        raise GridError(
+            f"{place} holds values that float16 cannot (not finite, above {FLOAT16_MAX:g}, or all below "
+            f"{FLOAT16_SMALLEST:.2g}); its largest is {peak:g}. Prepare it again, or rescale it."
+        )
 
 
 def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
@@ -305,27 +350,38 @@ def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
     Raises
     ------
     GridError
-        When a map is on another grid or does not fit float16.
+        When there is no scan, or a map cannot be read, is on another grid or does not fit float16.
     """
+    if cohort.scans.empty:
+        raise GridError(f"The cohort has no scan to pack into {folder}. Look at its excluded.tsv for the reasons.")
+    # The last file to be written goes first: a cache that is half new and half old must not open.
+    (folder / "grid.json").unlink(missing_ok=True)
     shape = (len(cohort.scans), *grid.shape)
     with atomic(folder / "volumes.npy") as temporary:
         data = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]
         paths = zip(cohort.scans.index, cohort.scans["path"], strict=True)
         for row, (scan_id, path) in enumerate(track(paths, total=len(cohort.scans), label="pack")):
-            image = nib.load(path)
-            grid.check_same(image.shape, image.affine, place=f"Scan {scan_id} ({path})")
-            values = image.get_fdata(dtype=np.float32)
-            if not np.isfinite(values).all() or np.abs(values).max() > FLOAT16_MAX:
-                raise GridError(f"Scan {scan_id} ({path}) holds values outside float16. Prepare it again.")
-            data[row] = values
+            data[row] = _read_map(path, grid, place=f"Scan {scan_id} ({path})")
         data.flush()
         del data
     with atomic(folder / "mask.nii.gz") as temporary:
         nib.save(grid.to_image(gm_mask(grid), dtype=np.uint8), temporary)
     with atomic(folder / "scans.tsv") as temporary:
-        cohort.scans[["subject_id", "dataset"]].to_csv(temporary, sep="\t", index_label="scan_id")
-    write_json(folder / "grid.json", grid.to_dict() | {"volumes_sha256": hash_file(folder / "volumes.npy")})
+        _rows(cohort.scans).to_csv(temporary, sep="\t")
+    hashes = {f"{name}_sha256": hash_file(folder / file) for name, file in HASHED.items()}
+    write_json(folder / "grid.json", grid.to_dict() | hashes)
     return open_volumes(folder)
+
+
+def _read_map(path: str, grid: Grid, *, place: str) -> npt.NDArray[np.float32]:
+    try:
+        image = nib.load(path)
+        grid.check_same(image.shape, image.affine, place=place)
+        values = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise GridError(f"{place} cannot be read: {error}. Prepare it again.") from error
+    _check_float16(values, place=place)
+    return values
 
 
 def open_volumes(folder: Path) -> Volumes:
@@ -337,18 +393,21 @@ def open_volumes(folder: Path) -> Volumes:
         When the folder is not a complete cache.
     """
     folder = Path(folder)
-    missing = [
-        name for name in ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv") if not (folder / name).is_file()
-    ]
+    missing = [name for name in (*HASHED.values(), "grid.json") if not (folder / name).is_file()]
     if missing:
         raise GridError(f"{folder} lacks {', '.join(missing)}, so it is not a volumes cache. Pack the cohort again.")
     described = read_json(folder / "grid.json")
+    for name in ("mask", "scans"):
+        if hash_file(folder / HASHED[name]) != described.get(f"{name}_sha256"):
+            raise GridError(f"{folder / HASHED[name]} is not the one that was packed. Pack the cohort again.")
     grid = Grid.from_dict(described)
     mask = np.asarray(nib.load(folder / "mask.nii.gz").dataobj) > 0
     scans = pd.read_csv(folder / "scans.tsv", sep="\t", dtype=str, keep_default_na=False).set_index("scan_id")
-    data = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
-    digest = hash_values([described, mask.tobytes().hex(), list(scans.index)])
-    return Volumes(data, mask, grid, scans, digest)
+    try:
+        data = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise GridError(f"{folder / 'volumes.npy'} is not whole: {error}. Pack the cohort again.") from error
+    return Volumes(data, mask, grid, scans, hash_values(described))
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,15 +485,18 @@ def voxel_pca(
     x = volumes.masked(rows)
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     x -= mean
-    gram = (x @ x.T).astype(np.float64)
+    # In double precision, a block of voxels at a time: single precision would drown the small components.
+    blocks = [slice(start, start + PCA_CHUNK_VOXELS) for start in range(0, x.shape[1], PCA_CHUNK_VOXELS)]
+    gram = sum((x[:, block].astype(np.float64) @ x[:, block].T.astype(np.float64) for block in blocks), np.zeros(()))
     values, vectors = linalg.eigh(gram)
     values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]
-    if values[-1] <= 1e-6 * max(values[0], np.finfo(float).tiny):
+    if values[-1] <= 1e-10 * max(values[0], np.finfo(float).tiny):
         raise SettingError(
             f"The {n_scans} training scans span fewer than {n_components} dimensions. Lower n_latent, and look for "
             "scans that are copies of one another."
         )
-    components = ((vectors / np.sqrt(values)).T.astype(np.float32)) @ x
+    weights = (vectors / np.sqrt(values)).T
+    components = np.concatenate([(weights @ x[:, block]).astype(np.float32) for block in blocks], axis=1)
     flips = np.sign(components[np.arange(n_components), np.abs(components).argmax(axis=1)])
     components *= flips[:, None]
     left = float(np.trace(gram) - values.sum()) / (n_scans - 1) / x.shape[1]

@@ -55,6 +55,15 @@ def test_balanced_accuracy_and_targets_weigh_both_classes_alike():
     assert disc.balanced_targets(is_case).sum() == pytest.approx(0)
 
 
+def test_shuffled_targets_are_free_of_confounds_and_begin_with_the_observed(problem):
+    _, _, c, is_case, _ = problem
+    targets = disc.shuffled_targets(is_case, c, stats.permutations(48, 20, seed=5))
+    assert targets.shape == (48, 21)
+    assert np.abs(targets.T @ np.column_stack([np.ones(48), c])).max() < 1e-12
+    left = stats.residualise(is_case.astype(float), c)[:, 0]
+    np.testing.assert_allclose(targets[:, 0], left / np.linalg.norm(left))
+
+
 def linked_by_loop(z, x, c, targets, folds, region):
     """Out-of-fold ridge on the latents linked to one region, written out."""
     predicted = np.zeros(len(z))

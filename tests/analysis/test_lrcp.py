@@ -77,12 +77,12 @@ def test_settings_have_their_effect(study):
         {"n_folds": 5},
         {"contrast": "CN:AD"},
         {"alpha": 1.0},
-        {"discriminability": "linked"},
+        {"reading": "linked"},
     ):
         other = run(cohort, replace(FAST, **change)).table.set_index("name").sort_index()
         assert not other.equals(table), change
-    linked = run(cohort, replace(FAST, discriminability="linked")).table
-    np.testing.assert_array_equal(linked["p_d"], linked["p_linked"])
+    linked = run(cohort, replace(FAST, reading="linked")).table
+    np.testing.assert_array_equal(linked[["p_a", "p_d"]], linked[["p_pair", "p_linked"]])
 
 
 def test_global_size_is_adjusted_for_unless_told_otherwise(study):

@@ -72,7 +72,7 @@ def balanced_targets(is_case: np.ndarray) -> np.ndarray:
 
 
 def balanced_accuracy(predicted_case: np.ndarray, is_case: np.ndarray) -> np.ndarray:
-    """(column,) mean of the shares of cases and of references that are called right; ties (0.5) count half."""
+    """(column,) mean of the shares of cases and of references that are called right; 0.5 is no call."""
     return np.asarray((predicted_case[is_case].mean(axis=0) + 1 - predicted_case[~is_case].mean(axis=0)) / 2)
 
 
@@ -83,7 +83,7 @@ def score_accuracy(scores: np.ndarray, is_case: np.ndarray, folds: np.ndarray) -
         train, test = folds != fold, folds == fold
         cases, references = scores[train & is_case].mean(axis=0), scores[train & ~is_case].mean(axis=0)
         side = (scores[test] - (cases + references) / 2) * (cases - references)
-        called[test] = np.where(side == 0, 0.5, side > 0)
+        called[test] = side > 0
     return balanced_accuracy(called, is_case)
 
 
@@ -161,7 +161,7 @@ def linked_test(
             weights = np.linalg.solve(gram[np.ix_(linked, linked)] + PENALTY * np.eye(len(linked)), moments[linked])
             predicted[test] = z_test[:, linked] @ weights
             side = predicted[test, 0] - middle[linked] @ weights[:, 0]
-            called[test, region] = np.where(side == 0, 0.5, side > 0)
+            called[test, region] = side > 0
         size = np.linalg.norm(predicted, axis=0) * np.linalg.norm(targets, axis=0)
         statistic[region] = (predicted * targets).sum(axis=0) / np.maximum(size, 1e-30)
     return LinkedTest(

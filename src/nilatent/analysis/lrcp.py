@@ -48,8 +48,10 @@ class LrcpConfig:
         Column of the site: a confound, and the block within which permutations stay. Empty for none.
     adjust_global : bool
         Also remove total grey matter and head size, so that one global latent does not mark every region.
-    discriminability : {"readout", "linked"}
-        Which reading decides ``p_d``; the other stands beside it.
+    reading : {"joint", "linked"}
+        Which reading decides ``p_a`` and ``p_d``; the other stands beside it. *Joint* uses all latents at once and does
+        not depend on their basis: the region's share explained by all, and its out-of-fold readout from all. *Linked*
+        uses single latents: the largest correlation, and a classifier on the latents correlated with the region.
     n_permutations : int
         Permutations of association and of the readout.
     n_permutations_linked : int
@@ -67,7 +69,7 @@ class LrcpConfig:
     covariates: tuple[str, ...] = ()
     site: str = ""
     adjust_global: bool = True
-    discriminability: Literal["readout", "linked"] = "readout"
+    reading: Literal["joint", "linked"] = "joint"
     n_permutations: int = 5000
     n_permutations_linked: int = 2000
     n_folds: int = 10
@@ -81,7 +83,10 @@ class Profile:
 
     pooled: stats.CorrelationTest
     centred: stats.CorrelationTest
-    unadjusted: stats.CorrelationTest
+    a_unadjusted: np.ndarray
+    joint_p: np.ndarray
+    joint_centred_p: np.ndarray
+    joint_unadjusted_p: np.ndarray
     readout: np.ndarray
     r2: np.ndarray
     readout_acc: np.ndarray
@@ -124,7 +129,10 @@ def profile(
     return Profile(
         pooled=stats.permuted_correlation(regions, latents, orders, confounds=confounds),
         centred=stats.permuted_correlation(regions, latents, centred_orders, confounds=with_class),
-        unadjusted=stats.permuted_correlation(regions, latents, orders, confounds=unadjusted),
+        a_unadjusted=stats.partial_correlation(regions, latents, unadjusted),
+        joint_p=_joint_p(regions, latents, orders, confounds),
+        joint_centred_p=_joint_p(regions, latents, centred_orders, with_class),
+        joint_unadjusted_p=_joint_p(regions, latents, orders, unadjusted),
         readout=readout,
         r2=r2,
         readout_acc=discriminability.score_accuracy(readout, is_case, folds),
@@ -134,6 +142,10 @@ def profile(
         ),
         region_p=stats.permuted_correlation(regions, targets, orders, confounds=confounds).p_fwe[:, 0],
     )
+
+
+def _joint_p(regions: np.ndarray, latents: np.ndarray, orders: np.ndarray, confounds: np.ndarray) -> np.ndarray:
+    return stats.permuted_r2(regions, latents, orders, confounds=confounds, penalty=discriminability.PENALTY)[1]
 
 
 def ranking_score(r2: np.ndarray, bal_acc: np.ndarray) -> np.ndarray:
@@ -219,7 +231,7 @@ def lrcp(
         data=data,
         settings=asdict(config)
         | {"contrast": comparison.label, "confounds": covariates, "left_out": comparison.left_out},
-        caveats=_caveats(latents, comparison, config, covariates=covariates, flat=flat, linked=result.linked),
+        caveats=_caveats(latents, comparison, config, covariates=covariates, flat=flat, table=found),
         n_scans=len(chosen),
         n_subjects=len(chosen),
         maps={name: region_map(weights, column.fillna(0).to_numpy(), grid, mask) for name, column in values.items()},
@@ -252,9 +264,11 @@ def _table(
     names: np.ndarray,
     labels: np.ndarray,
 ) -> pd.DataFrame:
-    linked, decides_by_readout = result.linked, config.discriminability == "readout"
-    bal_acc, p_d = (result.readout_acc, result.readout_p) if decides_by_readout else (linked.bal_acc, linked.p_fwe)
-    p_a, p_centred = result.pooled.p_fwe.min(axis=1), result.centred.p_fwe.min(axis=1)
+    linked, p_pair, p_pair_centred = result.linked, result.pooled.p_fwe.min(axis=1), result.centred.p_fwe.min(axis=1)
+    if config.reading == "joint":
+        p_a, p_centred, bal_acc, p_d = result.joint_p, result.joint_centred_p, result.readout_acc, result.readout_p
+    else:
+        p_a, p_centred, bal_acc, p_d = p_pair, p_pair_centred, linked.bal_acc, linked.p_fwe
     p = np.maximum(p_a, p_d)
     held = np.where(p_centred <= config.alpha, "strong", "class-mediated")
     cases = result.readout[comparison.is_case].mean(axis=0) < result.readout[~comparison.is_case].mean(axis=0)
@@ -275,8 +289,10 @@ def _table(
             "r2_latents": result.r2,
             "a_centred": np.abs(result.centred.observed).max(axis=1),
             "p_centred": p_centred,
-            "a_unadjusted": np.abs(result.unadjusted.observed).max(axis=1),
-            "p_unadjusted": result.unadjusted.p_fwe.min(axis=1),
+            "a_unadjusted": np.abs(result.a_unadjusted).max(axis=1),
+            "p_unadjusted": result.joint_unadjusted_p,
+            "p_joint": result.joint_p,
+            "p_pair": p_pair,
             "bal_acc_readout": result.readout_acc,
             "p_readout": result.readout_p,
             "bal_acc_linked": linked.bal_acc,
@@ -345,7 +361,7 @@ def _caveats(
     *,
     covariates: list[str],
     flat: list[str],
-    linked: discriminability.LinkedTest,
+    table: pd.DataFrame,
 ) -> tuple[str, ...]:
     scans = latents["subject_in_training"].size
     seen = int(latents["subject_in_training"].values.sum())
@@ -357,10 +373,16 @@ def _caveats(
         f"Removed from regions, latents and groups before any test: {removed}. An effect that acts through these is "
         "removed with them.",
         f"The model was fitted on {seen} of the {scans} scans of the cohort, without their labels.",
-        f"The linked classifier uses on average {linked.n_linked.mean():.1f} latents per region. Regions that share latents "
+        f"The linked classifier uses on average {table['n_linked'].mean():.1f} latents per region. Regions that share latents "
         "share its verdict, so it is not specific to a region.",
-        "A region that is correlated with an affected region can be called with it.",
+        "A region that is correlated with an affected region, or touches it, can be called with it.",
     ]
+    alone = table.loc[(table["grade"] != "none") & (table["p_region"] > config.alpha), "name"]
+    if len(alone):
+        lines.append(
+            f"Called by the latents but not by the grey matter of the region itself: {', '.join(alone)}. Few latents "
+            "describe many regions, so they can lend a region the effect of another; read these with reserve."
+        )
     if config.adjust_global and "head_size_factor" not in covariates:
         lines.append("No head size was found in the cohort, so only total grey matter was adjusted for.")
     if not config.site:

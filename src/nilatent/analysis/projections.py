@@ -144,23 +144,16 @@ def projections(
     )
     sample = np.random.default_rng(seed).permutation(len(scans))[:MAX_NEIGHBOUR_SCANS]
     trust = float(trustworthiness(z[sample], scores[sample, :2], n_neighbors=min(10, (len(sample) - 1) // 2)))
-    clusters = _site_clusters(table, site)
+    clusters, n_seen = _site_clusters(table, site), int(latents["subject_in_training"].values.sum())
     return Finding(
         name=NAME,
         question=QUESTION,
         answer=_answer(table, trust, group=group, clusters=clusters),
         table=table,
         data=_data(latents, scans, scores, by_region, table, regions.columns[kept], known, levels=(site, group)),
-        settings={
-            "group": group,
-            "site": site,
-            "covariates": list(covariates),
-            "n_components": n_components,
-            "n_permutations": n_permutations,
-            "seed": seed,
-            "trustworthiness": trust,
-        },
-        caveats=_caveats(clusters, site, skipped, n_scans=len(scans), n_first=len(first)),
+        settings={"group": group, "site": site, "covariates": list(covariates), "n_components": n_components}
+        | {"n_permutations": n_permutations, "seed": seed, "trustworthiness": trust},
+        caveats=_caveats(clusters, site, skipped, n_scans=len(scans), n_first=len(first), n_seen=n_seen),
         n_scans=len(scans),
         n_subjects=len(first),
     )
@@ -215,10 +208,12 @@ def _answer(table: pd.DataFrame, trust: float, *, group: str, clusters: list[str
     return text + (f" Failure: scans cluster by site on {', '.join(clusters)}." if clusters else "")
 
 
-def _caveats(clusters: list[str], site: str, skipped: list[str], *, n_scans: int, n_first: int) -> tuple[str, ...]:
+def _caveats(
+    clusters: list[str], site: str, skipped: list[str], *, n_scans: int, n_first: int, n_seen: int
+) -> tuple[str, ...]:
     lines = [
         "Components are directions of largest variance, not biological factors; a visible cluster is not a disease entity.",
-        "Most scans were seen by the model; only part 'test' is new to model and components.",
+        f"{n_seen} of {n_scans} scans are of subjects the model was fitted on; neither model nor components knew the rest.",
     ]
     if clusters:
         lines.insert(
@@ -245,7 +240,7 @@ def _data(
     levels: Sequence[str],
 ) -> xr.Dataset:
     variables = {}
-    for name in dict.fromkeys(known):
+    for name in dict.fromkeys([*known, "dataset"]):
         values = scans[name]
         is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         text = level_words(values).fillna("n/a").to_numpy().astype(str)

@@ -8,6 +8,7 @@ SSIM: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -164,9 +165,9 @@ def reconstruction(
         + ([_rows(measures, known, reference, "all", "train", seed=seed)] if len(reference) else []),
         ignore_index=True,
     )
+    fvu = measures.squared_error / np.maximum(measures.squared_deviation, 1e-8)
     caveats = [
-        "FVU is the mean squared error divided by that of the mean image of the training scans: 1 keeps nothing of what "
-        "differs between people, 0 keeps everything.",
+        "FVU is the squared error divided by that of the mean training image: 1 keeps nothing that differs, 0 everything.",
         "The mean squared error rewards blur; a low FVU is not a sharp image, and smoother maps give a lower FVU.",
     ]
     if group and group not in known:
@@ -181,21 +182,9 @@ def reconstruction(
         answer=_answer(measures, known, strata, table, n_components=n_components, seed=seed),
         table=table,
         data=_data(volumes, measures, known, part),
-        maps={
-            "mae": volumes.grid.to_image(_paint(volumes, measures.abs_error)),
-            "fvu": volumes.grid.to_image(
-                _paint(volumes, measures.squared_error / np.maximum(measures.squared_deviation, 1e-8))
-            ),
-        },
-        settings={
-            "n_latent": n_latent,
-            "n_components_pca": n_components,
-            "n_train": len(train),
-            "seed": seed,
-            "group": group,
-            "data_range": data_range,
-            "model_note": model_note,
-        },
+        maps={"mae": _paint(volumes, measures.abs_error), "fvu": _paint(volumes, fvu)},
+        settings={"n_latent": n_latent, "n_components_pca": n_components, "n_train": len(train), "seed": seed}
+        | {"group": group, "data_range": data_range, "model_note": model_note},
         caveats=tuple(caveats),
         n_scans=len(held_out),
         n_subjects=int(known["subject_id"].iloc[held_out].nunique()),
@@ -373,10 +362,10 @@ def _plane_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return shown & mask
 
 
-def _paint(volumes: Volumes, values: np.ndarray) -> np.ndarray:
+def _paint(volumes: Volumes, values: np.ndarray) -> nib.Nifti1Image:
     volume = np.zeros(volumes.mask.shape, dtype=np.float32)
     volume[volumes.mask] = values
-    return volume
+    return volumes.grid.to_image(volume)
 
 
 def _data(volumes: Volumes, measures: Measures, known: pd.DataFrame, part: np.ndarray) -> xr.Dataset:
@@ -396,14 +385,11 @@ def _data(volumes: Volumes, measures: Measures, known: pd.DataFrame, part: np.nd
         for axis, (plane, index) in enumerate(zip(PLANES, _planes(volumes.mask), strict=True)):
             dims = ("case", *(name for position, name in enumerate("xyz") if position != axis))
             cut[f"{kind}_{plane}"] = (dims, np.stack([volume.take(index, axis=axis) for volume in painted]))
-    metrics = {
-        metric: (("method", "scan"), measures.values[index][:, came].astype(np.float64))
-        for index, metric in enumerate(METRICS)
-    }
+    metrics = {name: (("approach", "scan"), measures.values[index][:, came]) for index, name in enumerate(METRICS)}
     return xr.Dataset(
         {**metrics, **cut, "gm_ml_original": ("scan", measures.gm_ml[came])},
         coords={
-            "method": ("method", np.array(METHODS, dtype=str)),
+            "approach": ("approach", np.array(METHODS, dtype=str)),
             "scan": ("scan", volumes.scans.index.to_numpy()[came].astype(str)),
             "part": ("scan", part[came].astype(str)),
             "subject": ("scan", known["subject_id"].to_numpy()[came].astype(str)),

@@ -243,42 +243,75 @@ def permuted_correlation(
     )
 
 
-def permuted_r2(values: np.ndarray, predictors: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each column's variance that the predictors explain jointly, with its permutation p-value.
+def permuted_r2(
+    values: np.ndarray,
+    predictors: np.ndarray,
+    orders: np.ndarray,
+    *,
+    confounds: np.ndarray | None = None,
+    penalty: float = 0.0,
+    dtype: type[np.floating] = np.float32,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each column's variance that all predictors explain jointly, with its permutation p-value.
 
     Parameters
     ----------
     values : ndarray
-        (row, column) values.
+        (row, column) values; their residuals are shuffled (Freedman-Lane).
     predictors : ndarray
-        (row, predictor) values, such as an age or the 0/1 columns of a site.
+        (row, predictor) values, such as all latents, an age, or the 0/1 columns of a site.
     orders : ndarray
         (permutation, row) from :func:`permutations`.
+    confounds : ndarray or None
+        (row, confound) values removed from both sides.
+    penalty : float
+        0 gives the partial R^2. Above 0, each principal direction of the standardised predictors counts with weight
+        e / (e + penalty), e its variance: a test that keeps power when there are as many predictors as rows.
+    dtype : type
+        Precision of the products.
 
     Returns
     -------
-    r2 : ndarray
-        (column,) R^2 in the sample, in [0, 1].
+    share : ndarray
+        (column,) in [0, 1].
     p_fwe : ndarray
         (column,) p-value corrected for all columns by the maximum statistic.
 
     Raises
     ------
     SettingError
-        When a value is missing, a column is constant, or the predictors are.
+        When a value is missing, a column is constant, or all predictors are, once confounds are removed.
+
+    References
+    ----------
+    The weighted form is the global test of Goeman et al. 2004, doi:10.1093/bioinformatics/btg382.
     """
-    basis = confound_basis(predictors, len(values))
-    if basis.shape[1] == 1:
+    kept = varying(predictors, confounds)
+    if not kept.any():
         raise SettingError("The predictors are constant, so they explain nothing. Choose a column that varies.")
-    z = unit_residuals(values, basis[:, :1], what="The table of values")
-    observed = np.square(basis[:, 1:].T @ z).sum(axis=0)
+    basis = confound_basis(confounds, len(values))
+    z = unit_residuals(values, basis, what="The table of values").astype(dtype)
+    predictors = unit_residuals(np.asarray(predictors)[:, kept], basis, what="The predictors")
+    left, singular, _ = np.linalg.svd(predictors, full_matrices=False)
+    left, variance = left[:, singular > 1e-8 * singular[0]], np.square(singular[singular > 1e-8 * singular[0]])
+    weighted = left * np.sqrt(variance / (variance + penalty))
+    stacked, n_directions = np.vstack([weighted.T, basis[:, 1:].T]).astype(dtype), weighted.shape[1]
+    observed = np.square(stacked[:n_directions] @ z).sum(axis=0)
     maxima = np.empty(len(orders))
-    batch = max(1, BATCH_BYTES // (8 * z.size))
+    batch = max(1, BATCH_BYTES // ((len(z) + 2 * len(stacked)) * z.shape[1] * np.dtype(dtype).itemsize))
     for start in range(0, len(orders), batch):
         shuffled = np.take(z, orders[start : start + batch].T, axis=0)
-        products = (basis[:, 1:].T @ shuffled.reshape(len(z), -1)).reshape(basis.shape[1] - 1, -1, z.shape[1])
-        maxima[start : start + batch] = np.square(products).sum(axis=0).max(axis=1)
-    return observed, max_p(observed, maxima)
+        products = np.square(stacked @ shuffled.reshape(len(z), -1)).reshape(len(stacked), -1, z.shape[1])
+        left_over = np.maximum(1 - products[n_directions:].sum(axis=0), TIE)
+        maxima[start : start + batch] = (products[:n_directions].sum(axis=0) / left_over).max(axis=1)
+    return observed.astype(np.float64), max_p(observed, maxima)
+
+
+def partial_correlation(left: np.ndarray, right: np.ndarray, confounds: np.ndarray | None) -> np.ndarray:
+    """(left, right) correlation of every pair of columns once the confounds are removed from both."""
+    basis = confound_basis(confounds, len(left))
+    x, z = unit_residuals(left, basis, what="The left table"), unit_residuals(right, basis, what="The right table")
+    return np.asarray(x.T @ z)
 
 
 def max_p(observed: np.ndarray, maxima: np.ndarray) -> np.ndarray:

@@ -49,5 +49,9 @@ class Vae(nn.Module):
 
     def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
         """Decode each latent to a volume, in the units of the scans, zero outside the mask."""
-        correction: Tensor = self.mirror(z)
-        return self.anchor.reconstruct(z) + self.anchor.scale * self.anchor.mask * correction
+        return self.anchor.reconstruct(z) + self.correction(z)
+
+    def correction(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
+        """Compute f(z), what the network adds to the anchor, in the units of the scans, zero outside the mask."""
+        drawn: Tensor = self.mirror(z)
+        return self.anchor.scale * self.anchor.mask * drawn

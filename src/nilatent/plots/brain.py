@@ -29,8 +29,8 @@ _EDGES: dict[Plane, tuple[str, str]] = {"sagittal": ("P", "A"), "coronal": ("L",
 _PANEL = "#000000"
 _MARK = "#ffffff"
 
-PANELS_INCHES = 9.0
-BAR_INCHES = 1.0
+WIDTH_INCHES = 10.0
+BAR_INCHES = 0.8
 
 AXIAL_MM = (-36.0, -24.0, -12.0, 0.0, 12.0, 24.0, 36.0, 52.0)
 CORONAL_MM = (-80.0, -60.0, -40.0, -24.0, -8.0, 8.0, 28.0, 48.0)
@@ -115,7 +115,6 @@ def show(
     mark, position
         Write the side letters; write the position in mm. An overlay on a marked slice needs neither.
     """
-    left, right, bottom, top = shown.extent
     image = axes.imshow(
         shown.values, origin="lower", extent=shown.extent, norm=norm, cmap=colour_map, interpolation="none"
     )
@@ -125,20 +124,19 @@ def show(
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_visible(False)
-        pad = 0.03 * (right - left)
-        for x, letter, side in ((left + pad, 0, "left"), (right - pad, 1, "right")):
-            axes.text(x, top - pad, _EDGES[shown.plane][letter], color=_MARK, fontsize=7.5, ha=side, va="top")
+        for x, letter, side in zip((0.03, 0.97), _EDGES[shown.plane], ("left", "right"), strict=True):
+            axes.text(x, 0.97, letter, transform=axes.transAxes, color=_MARK, fontsize=7.5, ha=side, va="top")
     if position and shown.position_mm is not None:
-        axes.text(
-            left + 0.03 * (right - left),
-            bottom + 0.03 * (top - bottom),
-            _place(shown.plane, shown.position_mm),
-            color=_MARK,
-            fontsize=6.5,
-            ha="left",
-            va="bottom",
-        )
+        words = _place(shown.plane, shown.position_mm)
+        axes.text(0.03, 0.03, words, transform=axes.transAxes, color=_MARK, fontsize=6.5, ha="left", va="bottom")
     return image
+
+
+def in_panel(axes: Axes, shown: Cut, *, width: float, height: float) -> None:
+    """Show a cut in the middle of a panel of the given size, in its own units, so that panels of two planes align."""
+    left, right, bottom, top = shown.extent
+    axes.set_xlim((left + right - width) / 2, (left + right + width) / 2)
+    axes.set_ylim((bottom + top - height) / 2, (bottom + top + height) / 2)
 
 
 def _place(plane: Plane, position_mm: float) -> str:
@@ -149,9 +147,11 @@ def _place(plane: Plane, position_mm: float) -> str:
     return f"{words} ({'L' if position_mm < 0 else 'R' if position_mm > 0 else 'L|R'})"
 
 
-def colour_bar(drawn: Figure, axes: list[Axes], norm: Normalize, colour_map: str, label: str) -> None:
-    """A colour bar with its unit beside the given axes."""
-    bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.8, aspect=24, pad=0.012)
+def colour_bar(
+    drawn: Figure, axes: list[Axes], norm: Normalize, colour_map: str, label: str, *, extend: str = "neither"
+) -> None:
+    """A colour bar with its unit beside the given axes; `extend` says at which end values go beyond it."""
+    bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.8, aspect=24, pad=0.012, extend=extend)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
     bar.set_label(style.plain(label), fontsize=8)
@@ -211,11 +211,14 @@ def draw_map(
             show(axes, over, norm=norm, colour_map=colour_map, mark=False, position=False)
             axes.set_xlim(under.extent[:2])
             axes.set_ylim(under.extent[2:])
-    colour_bar(drawn, list(panels.flat), norm, colour_map, label)
+    extend = "max" if limits is not None and float(np.nanmax(values, initial=0.0)) > limits[1] else "neither"
+    colour_bar(drawn, list(panels.flat), norm, colour_map, label, extend=extend)
     return drawn
 
 
-def mosaic(first_row: Sequence[Cut], *, n_rows: int, second: Cut | None = None) -> tuple[Figure, np.ndarray]:
+def mosaic(
+    first_row: Sequence[Cut], *, n_rows: int, second: Cut | None = None, beside_inches: float = BAR_INCHES
+) -> tuple[Figure, np.ndarray]:
     """Panels without gaps, as wide and high as their slices need.
 
     Parameters
@@ -226,23 +229,26 @@ def mosaic(first_row: Sequence[Cut], *, n_rows: int, second: Cut | None = None) 
         Number of rows.
     second
         Proportions of the second row where its slices are of another plane; their width is the first row's.
+    beside_inches
+        Room for colour bars and labels beside the panels.
 
     Returns
     -------
     Figure, (row, column) array of Axes
     """
-    widths = [_size(shown)[0] for shown in first_row]
-    heights = [max(_size(shown)[1] for shown in first_row)] * n_rows
+    widths = [size(shown)[0] for shown in first_row]
+    heights = [max(size(shown)[1] for shown in first_row)] * n_rows
     if second is not None:
-        heights[1] = _size(second)[1]
-    inches = PANELS_INCHES / sum(widths)
-    drawn = style.figure(PANELS_INCHES + BAR_INCHES, inches * sum(heights) + 0.05)
+        heights[1] = size(second)[1]
+    inches = (WIDTH_INCHES - beside_inches) / sum(widths)
+    drawn = style.figure(WIDTH_INCHES, inches * sum(heights) + 0.05)
     drawn.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0))
     ratios = {"height_ratios": heights, "width_ratios": widths}
     return drawn, drawn.subplots(n_rows, len(widths), squeeze=False, gridspec_kw=ratios)
 
 
-def _size(shown: Cut) -> tuple[float, float]:
+def size(shown: Cut) -> tuple[float, float]:
+    """Width and height of a cut, in the unit of its extent."""
     left, right, bottom, top = shown.extent
     return right - left, top - bottom
 

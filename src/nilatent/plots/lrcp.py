@@ -8,7 +8,7 @@ from nilatent.finding import Finding
 from nilatent.plots import style
 
 N_REGIONS = 20
-GRADE_COLOURS = {"strong": "#0072B2", "class-mediated": "#E69F00", "none": "#b3bac2"}
+GRADE_COLOURS = {"strong": style.BLUE, "class-mediated": "#E69F00", "none": "#b3bac2"}
 GRADE_HATCHES = {"strong": "", "class-mediated": "///", "none": ""}
 
 COLUMN_NAMES = {
@@ -31,7 +31,7 @@ COLUMN_NAMES = {
     "label": ("label", "Number in the atlas"),
 }
 MAPS = {
-    "minus_log10_p": ("−log10 of the family-wise p", None),
+    "minus_log10_p": ("−log10 p, family-wise (1.3 is p = 0.05)", (0.0, 3.0)),
     "a": ("association |a| (correlation)", None),
 }
 """Map of the finding to the label of its colour bar and its limits (None: from zero to the largest)."""
@@ -62,7 +62,7 @@ def draw(finding: Finding) -> Figure:
     _bars(left, list(top["a"]), grades, start=0.0)
     _bars(right, list(top["bal_acc"]), grades, start=0.5)
     left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.4, -0.6)
     left.set_xlabel("association |a| (correlation)" if (top["a"] >= 0).all() else "association a (correlation)")
     right.set_xlabel("balanced accuracy (0.5 is chance)")
     right.set_xlim(right=1.0)
@@ -70,7 +70,7 @@ def draw(finding: Finding) -> Figure:
     handles = [
         mpl.patches.Patch(facecolor=GRADE_COLOURS[g], hatch=GRADE_HATCHES[g], edgecolor="white") for g in present
     ]
-    drawn.legend(handles, present, loc="outside upper left", ncols=3, handlelength=1.2)
+    drawn.legend(handles, [f"grade: {grade}" for grade in present], loc="outside upper left", ncols=3, handlelength=1.2)
     return drawn
 
 

@@ -6,7 +6,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -41,38 +40,27 @@ COLUMN_NAMES = {
 
 @mpl.rc_context(style.STYLE)
 def draw(finding: Finding) -> Figure:
-    """Every scan on the first two components of the latents, and what each component is related to.
+    """Every scan on the first two components of the latents; rings mark held-out scans.
 
     Parameters
     ----------
     finding
-        Of `projections`: data `scores` (scan, component) with `part`, `scan_<group>`; table `component`, `explained`,
-        and `r2_*`, `p_*` per variable.
+        Of `projections`: data `scores` (scan, component) with `part` and `scan_<group>`; table `component`, `explained`.
 
     Returns
     -------
     Figure
-        Scatter by group, or by data set without one, beside a grid of R².
+        Scatter by group, or by data set without one.
     """
     if finding.table.empty:
         return style.message("There is no component to show.")
-    variables = [str(name).removeprefix("r2_") for name in finding.table if str(name).startswith("r2_")]
-    drawn = style.figure(5.0 + (1.9 + 0.5 * len(variables) if variables else 0.0), 4.1)
-    if not variables:
-        _plane(drawn.add_subplot(), finding)
-        return drawn
-    left, right = drawn.subplots(1, 2, width_ratios=(5.0, 1.3 + 0.5 * len(variables)))
-    _plane(left, finding)
-    _relations(right, finding.table, variables)
-    return drawn
-
-
-def _plane(axes: Axes, finding: Finding) -> None:
     scores, part = finding.data["scores"].values, finding.data["part"].values
     groups = _groups(finding.data, str(finding.settings.get("group", "")))
     second = scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
+    drawn = style.figure(6.4, 4.4)
+    axes = drawn.add_subplot()
     for label, (colour, marker) in style.looks(sorted(set(groups))).items():
-        for held_out, strength, edge in ((False, 0.4, 0.0), (True, 1.0, 0.8)):
+        for held_out, strength, edge in ((False, 0.45, 0.0), (True, 1.0, 0.8)):
             rows = (groups == label) & ((part == "test") == held_out)
             axes.scatter(
                 scores[rows, 0],
@@ -89,7 +77,46 @@ def _plane(axes: Axes, finding: Finding) -> None:
         axes.scatter([], [], s=24, c="none", edgecolor=style.INK, lw=0.8, label="ringed: held out")
     axes.set_xlabel(_axis_label(finding.table, 0))
     axes.set_ylabel(_axis_label(finding.table, 1) if scores.shape[1] > 1 else "")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handletextpad=0.1, columnspacing=1.0)
+    drawn.legend(loc="outside upper left", ncols=4, handletextpad=0.1, columnspacing=1.2)
+    return drawn
+
+
+@mpl.rc_context(style.STYLE)
+def draw_relations(finding: Finding) -> Figure:
+    """Share of each component (R²) that each variable explains; a star where p, family-wise over components, is at most 0.05.
+
+    Parameters
+    ----------
+    finding
+        Of `projections`: table `component`, and `r2_*`, `p_*` per variable.
+
+    Returns
+    -------
+    Figure
+        Grid of variables by components.
+    """
+    table = finding.table
+    variables = [str(name).removeprefix("r2_") for name in table if str(name).startswith("r2_")]
+    if not variables:
+        return style.message("No variable of the cohort could be related to the components.")
+    r2 = table[[f"r2_{name}" for name in variables]].to_numpy(dtype=float).T
+    p = table[[f"p_{name}" for name in variables]].to_numpy(dtype=float).T
+    norm = Normalize(0.0, max(0.3, float(np.nanmax(r2))))
+    drawn = style.figure(1.6 + 0.6 * len(table), 0.6 + 0.36 * len(variables))
+    axes = drawn.add_subplot()
+    axes.imshow(r2, norm=norm, cmap="Blues", aspect="auto")
+    for (row, column), value in np.ndenumerate(r2):
+        # The cells keep their light paper on a dark page, so this ink must not follow the theme.
+        ink = "#ffffff" if norm(value) > 0.6 else "#102a43"
+        star = "*" if p[row, column] <= ALPHA else ""
+        axes.text(column, row, f"{value:.2f}{star}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xticks(range(len(table)), [style.plain(name) for name in table["component"]])
+    axes.set_yticks(range(len(variables)), [style.plain(name, width=28) for name in variables])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return drawn
 
 
 def _groups(data: xr.Dataset, group: str) -> np.ndarray:
@@ -107,32 +134,6 @@ def _groups(data: xr.Dataset, group: str) -> np.ndarray:
 def _axis_label(table: pd.DataFrame, position: int) -> str:
     row = table.iloc[position]
     return f"{style.plain(row['component'])} ({row['explained']:.0%} of variance)"
-
-
-def _relations(axes: Axes, table: pd.DataFrame, variables: list[str]) -> None:
-    """Grid of R², components by variables; a star where the p-value is at most 0.05."""
-    r2 = table[[f"r2_{name}" for name in variables]].to_numpy(dtype=float)
-    axes.imshow(r2, norm=Normalize(0.0, max(0.3, float(np.nanmax(r2)))), cmap="Blues", aspect="auto")
-    p = table[[f"p_{name}" for name in variables]].to_numpy(dtype=float)
-    for (row, column), value in np.ndenumerate(r2):
-        star = "*" if p[row, column] <= ALPHA else ""
-        dark = value > 0.6 * max(0.3, float(np.nanmax(r2)))
-        # The cells keep their light paper on a dark page, so this ink must not follow the theme.
-        axes.text(
-            column,
-            row,
-            f"{value:.2f}{star}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="#ffffff" if dark else "#102a43",
-        )
-    axes.set_xticks(range(len(variables)), [style.plain(name, width=18) for name in variables], rotation=40, ha="right")
-    axes.set_yticks(range(len(table)), [style.plain(name) for name in table["component"]])
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_title(f"R² (* p ≤ {ALPHA:g}, family-wise)")
 
 
 def scatter(finding: Finding, columns: pd.DataFrame) -> dict[str, Any]:

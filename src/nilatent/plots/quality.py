@@ -10,7 +10,8 @@ from nilatent.plots import style
 COLUMN_NAMES = {
     "scan_id": ("scan", ""),
     "dataset": ("data set", ""),
-    "outliers": ("stands out in", "Measures far from the other scans of its data set, by median absolute deviation"),
+    "recipe": ("recipe", "t1: from a raw scan; gm: from a map that existed"),
+    "flags": ("stands out in", "Measures far from the other scans of its data set, by median absolute deviation"),
     "template_correlation": ("template correlation", "Of the grey-matter map with the template's"),
     "t1_correlation": ("T1 correlation", "Of the aligned brain with the template's"),
     "mask_dice": ("mask Dice", "Overlap of the aligned brain mask with the template's"),
@@ -36,7 +37,7 @@ def draw(quality: pd.DataFrame) -> Figure:
     Parameters
     ----------
     quality : (scan, column) DataFrame
-        `prepared/quality.tsv`: the measures, and `outliers` (text, empty when none), the measures a scan stands out in.
+        `prepared/quality.tsv`: the measures, and `flags` (text, empty when none), the measures a scan stands out in.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def draw(quality: pd.DataFrame) -> Figure:
     shown = [name for name in known if quality[name].nunique() > 1]
     if not shown:
         return style.message("No quality measure varies between the scans.")
-    outliers = quality["outliers"].fillna("").astype(str).str.split(", ")
+    outliers = quality["flags"].fillna("").astype(str).str.split(", ")
     n_rows = -(-len(shown) // STRIPS_PER_ROW)
     drawn = style.figure(8.6, 0.2 + 0.85 * n_rows)
     grid = drawn.subplots(n_rows, STRIPS_PER_ROW, squeeze=False).ravel()
@@ -60,7 +61,7 @@ def draw(quality: pd.DataFrame) -> Figure:
 
 def _strip(axes: Axes, values: pd.Series, flagged: pd.Series, label: str) -> None:
     heights = pd.Series(style.spread(len(values)), values.index)
-    for chosen, colour, marker, size in ((~flagged, "#0072B2", "o", 12), (flagged, "#D55E00", "s", 20)):
+    for chosen, colour, marker, size in ((~flagged, style.BLUE, "o", 12), (flagged, style.ORANGE, "s", 20)):
         axes.scatter(values[chosen], heights[chosen], s=size, c=colour, marker=marker, alpha=0.75, lw=0)
     axes.set_ylim(-0.9, 0.9)
     axes.set_yticks([])

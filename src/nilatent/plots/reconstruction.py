@@ -2,38 +2,41 @@
 
 import matplotlib as mpl
 import numpy as np
+import xarray as xr
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from nilatent.finding import Finding
 from nilatent.plots import brain, style
 
-METHODS = {"model": ("#0072B2", "o"), "pca": ("#D55E00", "s"), "mean image": (style.QUIET, "D")}
+METHODS = {"model": (style.BLUE, "o"), "pca": (style.ORANGE, "s"), "mean image": (style.QUIET, "D")}
 PLANES: tuple[brain.Plane, ...] = ("axial", "coronal")
 KINDS = {"original": "original", "model": "reconstruction", "error": "error"}
 ERROR_MAP = "berlin"
 """Diverging about black, so that no error looks like the empty panel."""
+ERROR_QUANTILE = 0.998
+LABELS_INCHES = 2 * brain.BAR_INCHES + 0.4
 
 COLUMN_NAMES = {
     "stratum": ("scans", "All held-out scans, or those of one data set or group"),
     "part": ("part", "test: held out; train: seen by the model"),
     "method": ("method", "PCA and the mean image are fitted on the training scans"),
-    "n_scans": ("n scans", ""),
-    "n_subjects": ("n persons", ""),
     "fvu": ("FVU", "Fraction of variance left unexplained: squared error relative to the mean image; lower is better"),
     "fvu_low": ("95 % from", "Bootstrap interval of FVU over persons"),
     "fvu_high": ("to", "Bootstrap interval of FVU over persons"),
     "mse": ("MSE", "Mean squared error inside the mask; lower is better"),
-    "mse_sd": ("SD of MSE", "Over scans"),
     "mae": ("MAE", "Mean absolute error inside the mask; lower is better"),
     "psnr": ("PSNR (dB)", "Peak signal-to-noise ratio; higher is better"),
     "ssim": ("SSIM", "Structural similarity in three dimensions; higher is better"),
-    "ssim_sd": ("SD of SSIM", "Over scans"),
     "gm_error_percent": ("GM error (%)", "Mean absolute error of total grey matter"),
+    "n_scans": ("n scans", ""),
+    "n_subjects": ("n persons", ""),
+    "mse_sd": ("SD of MSE", "Over scans"),
+    "ssim_sd": ("SD of SSIM", "Over scans"),
 }
 MAPS = {
     "fvu": ("variance left unexplained (FVU)", (0.0, 1.2)),
-    "mae": ("mean absolute error (grey-matter fraction)", None),
+    "mae": ("mean absolute error (GM fraction)", None),
 }
 """Map of the finding to the label of its colour bar and its limits (None: from zero to the largest)."""
 
@@ -90,28 +93,36 @@ def draw_slices(finding: Finding) -> Figure:
         One row per scan, three panels per plane, all marked L and R.
     """
     data = finding.data
-    cuts = {
-        (kind, plane): [
-            brain.Cut(values.T, (0.0, float(values.shape[0]), 0.0, float(values.shape[1])), plane, None)
-            for values in data[f"{kind}_{plane}"].values
-        ]
-        for plane in PLANES
-        for kind in KINDS
-    }
-    drawn, panels = brain.mosaic(
-        [cuts["original", plane][0] for plane in PLANES for _ in KINDS], n_rows=data.sizes["case"]
-    )
-    largest = max(float(np.max(data[f"{kind}_{plane}"].values)) for kind in ("original", "model") for plane in PLANES)
-    farthest = max(float(np.max(np.abs(data[f"error_{plane}"].values))) for plane in PLANES)
-    amount, signed = Normalize(0.0, largest or 1.0), Normalize(-(farthest or 1.0), farthest or 1.0)
-    for column, (kind, plane) in enumerate((kind, plane) for plane in PLANES for kind in KINDS):
+    cuts = {(kind, plane): _cuts(data, kind, plane) for plane in PLANES for kind in KINDS}
+    columns = list(cuts)
+    width, height = (max(sizes) for sizes in zip(*(brain.size(cuts[column][0]) for column in columns), strict=True))
+    panel = brain.Cut(np.empty((0, 0)), (0.0, width, 0.0, height), "axial", None)
+    drawn, panels = brain.mosaic([panel] * len(columns), n_rows=data.sizes["case"], beside_inches=LABELS_INCHES)
+    amounts = [data[f"{kind}_{plane}"].values for kind in ("original", "model") for plane in PLANES]
+    errors = np.concatenate([np.abs(data[f"error_{plane}"].values).ravel() for plane in PLANES])
+    amount = Normalize(0.0, max(float(values.max()) for values in amounts) or 1.0, clip=True)
+    # A handful of voxels would make all other errors look like none.
+    farthest = float(np.quantile(errors[errors > 0], ERROR_QUANTILE)) if errors.any() else 1.0
+    signed = Normalize(-farthest, farthest, clip=True)
+    for column, (kind, plane) in enumerate(columns):
         panels[0, column].set_title(KINDS[kind], fontsize=8.5, pad=3)
-        looks = (signed, ERROR_MAP) if kind == "error" else (amount, "gray")
+        norm, colour_map = (signed, ERROR_MAP) if kind == "error" else (amount, "gray")
         for axes, shown in zip(panels[:, column], cuts[kind, plane], strict=True):
-            brain.show(axes, shown, norm=looks[0], colour_map=looks[1])
+            brain.show(axes, shown, norm=norm, colour_map=colour_map)
+            brain.in_panel(axes, shown, width=width, height=height)
     for axes, case, scan in zip(panels[:, 0], data["case"].values, data["case_scan"].values, strict=True):
         axes.set_ylabel(f"{style.plain(case)}\n{style.plain(scan, width=22)}", fontsize=8)
     every = list(panels.flat)
     brain.colour_bar(drawn, every, amount, "gray", "grey-matter fraction")
-    brain.colour_bar(drawn, every, signed, ERROR_MAP, "reconstruction − original")
+    brain.colour_bar(drawn, every, signed, ERROR_MAP, "reconstruction − original", extend="both")
     return drawn
+
+
+def _cuts(data: xr.Dataset, kind: str, plane: brain.Plane) -> list[brain.Cut]:
+    """Slices of every case in voxels; where original and reconstruction are both empty, the error is no number."""
+    values = data[f"{kind}_{plane}"].values.astype(float)
+    if kind == "error":
+        empty = (data[f"original_{plane}"].values == 0) & (data[f"model_{plane}"].values == 0)
+        values = np.where(empty, np.nan, values)
+    edges = (0.0, float(values.shape[1]), 0.0, float(values.shape[2]))
+    return [brain.Cut(case.T, edges, plane, None) for case in values]

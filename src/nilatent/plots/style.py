@@ -17,8 +17,10 @@ INK = "#1f2933"
 """Colour of text and axes; the report swaps it for a light one on dark pages."""
 QUIET = "#7b8794"
 """Colour of reference lines and secondary marks; readable on white and on near-black."""
-GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7b8794")
-"""Okabe-Ito without yellow and black, which vanish on a light and on a dark page."""
+BLUE = "#1b7dbd"
+ORANGE = "#d55e00"
+GROUP_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", QUIET)
+"""Okabe-Ito without yellow and black, which vanish on a light and on a dark page; blue is lighter for the latter."""
 GROUP_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Shapes repeat what the colours say, so that no reader depends on colour."""
 

@@ -32,7 +32,7 @@ def draw(history: pd.DataFrame, *, best_epoch: int | None) -> Figure:
     panels = drawn.subplots(1, 3 if variational else 2)
     _curve(panels[0], history, "train_loss", "loss, training scans", best_epoch=None)
     _curve(panels[1], history, "validation_fvu", "variance left unexplained, validation", best_epoch=best_epoch)
-    panels[1].axhline(history["pca_fvu"].iloc[0], color="#D55E00", lw=1.2, ls="--", label="PCA of equal size")
+    panels[1].axhline(history["pca_fvu"].iloc[0], color=style.ORANGE, lw=1.2, ls="--", label="PCA of equal size")
     panels[1].legend()
     if variational:
         _curve(panels[2], history, "kl", "KL, validation (nats per scan)", best_epoch=None)
@@ -42,11 +42,11 @@ def draw(history: pd.DataFrame, *, best_epoch: int | None) -> Figure:
 def _curve(axes: Axes, history: pd.DataFrame, column: str, title: str, *, best_epoch: int | None) -> None:
     known = history[history[column].notna()]
     axes.plot(
-        known["epoch"], known[column], color="#0072B2", lw=1.5, marker="o" if len(known) < 4 else "", label="model"
+        known["epoch"], known[column], color=style.BLUE, lw=1.5, marker="o" if len(known) < 4 else "", label="model"
     )
     kept = history[history["epoch"] == best_epoch]
     if len(kept):
-        axes.scatter(kept["epoch"], kept[column], s=42, c="#0072B2", zorder=3, lw=0, label=f"kept: epoch {best_epoch}")
+        axes.scatter(kept["epoch"], kept[column], s=42, c=style.BLUE, zorder=3, lw=0, label=f"kept: epoch {best_epoch}")
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,9 +6,10 @@ from scipy import ndimage
 
 from nilatent.extras import require
 
-N4_SPACING_MM = 4.0
+N4_SAMPLING_MM = 5.0
 N4_SPLINE_MM = 200.0
-N4_ITERATIONS = (50, 50, 50, 50)
+# Beyond 30 iterations a level the field of real scans moves less than it does with another sampling.
+N4_ITERATIONS = (30, 30, 30, 30)
 N4_TOLERANCE = 1e-6
 # The median absolute deviation of a normal variable is this share of its standard deviation.
 MAD_OF_NORMAL = 0.6744897501960817
@@ -35,42 +36,34 @@ def bias_field(
 
     Notes
     -----
-    The field is smooth over centimetres, so N4 sees block means at about 4 mm and the logarithm of its field is
-    interpolated back: the scan itself is never blurred.
+    The field is smooth over centimetres, so N4 sees one voxel in about 5 mm (sampled, not averaged: averages would blur
+    the tissue peaks that N4 sharpens) and the logarithm of its field is interpolated back.
 
     References
     ----------
     Tustison et al. (2010). https://doi.org/10.1109/TMI.2010.2046908
     """
     ants = require("ants", extra="prepare")
-    block = np.maximum(1, np.round(N4_SPACING_MM / voxel_mm)).astype(int)
+    step = np.maximum(1, np.round(N4_SAMPLING_MM / voxel_mm)).astype(int)
     inside = mask & (data > 0)
-    weight = _block_mean(inside.astype(np.float32), block)
-    coarse = _block_mean(np.where(inside, data, 0).astype(np.float32), block) / np.maximum(weight, 1e-6)
-    spacing = [float(side) for side in voxel_mm * block]
-    used = weight > 0.5
+    first = (
+        np.array([int(np.flatnonzero(inside.any(axis=others))[0]) for others in ((1, 2), (0, 2), (0, 1))]) + step // 2
+    )
+    taken = tuple(slice(int(start), None, int(by)) for start, by in zip(first, step, strict=True))
+    spacing = [float(side) for side in voxel_mm * step]
     field = ants.n4_bias_field_correction(
-        ants.from_numpy(np.where(used, coarse, 0).astype(np.float32), spacing=spacing),
-        mask=ants.from_numpy(used.astype(np.float32), spacing=spacing),
+        ants.from_numpy(np.where(inside, data, 0)[taken].astype(np.float32), spacing=spacing),
+        mask=ants.from_numpy(inside[taken].astype(np.float32), spacing=spacing),
         shrink_factor=1,
         convergence={"iters": list(N4_ITERATIONS), "tol": N4_TOLERANCE},
         spline_param=N4_SPLINE_MM,
         return_bias_field=True,
     ).numpy()
     log_field = np.log(np.maximum(field, 1e-6)).astype(np.float32)
-    # Centre of fine voxel i lies at (i + 0.5) / block - 0.5 in coarse voxels.
     fine = ndimage.affine_transform(
-        log_field, 1.0 / block, 0.5 / block - 0.5, output_shape=data.shape, order=1, mode="nearest"
+        log_field, np.diag(1.0 / step), -first / step, output_shape=data.shape, order=1, mode="nearest"
     )
     return np.asarray(np.exp(fine - fine[inside].mean(dtype=np.float64)), dtype=np.float32)
-
-
-def _block_mean(data: npt.NDArray[np.float32], block: npt.NDArray[np.int_]) -> npt.NDArray[np.float32]:
-    pad = [(0, int(-side % size)) for side, size in zip(data.shape, block, strict=True)]
-    padded = np.pad(data, pad)
-    x, y, z = (side // size for side, size in zip(padded.shape, block, strict=True))
-    blocks = padded.reshape(x, block[0], y, block[1], z, block[2])
-    return np.asarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32))
 
 
 def bias_range(field: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:

@@ -12,10 +12,18 @@ MEASURES: dict[str, tuple[str, str, str]] = {
         "both",
     ),
     "tiv_ml": ("mL", "Volume of the brain mask in the subject's own space, fluid included", "both"),
-    "gm_ml": ("mL", "Grey-matter volume in the subject's own space (of the map as given, for maps that existed)", "both"),
+    "gm_ml": (
+        "mL",
+        "Grey-matter volume in the subject's own space (of the map as given, for maps that existed)",
+        "both",
+    ),
     "wm_ml": ("mL", "White-matter volume in the subject's own space", "both"),
     "csf_ml": ("mL", "Fluid volume inside the brain mask in the subject's own space", "both"),
-    "template_correlation": ("", "Correlation of the grey-matter map with the template's, inside its brain mask", "low"),
+    "template_correlation": (
+        "",
+        "Correlation of the grey-matter map with the template's, inside its brain mask",
+        "low",
+    ),
     "t1_correlation": ("", "Correlation of the aligned brain with the template T1, inside its brain mask", "low"),
     "mask_dice": ("", "Dice overlap of the aligned brain mask with the template's", "low"),
     "outside_fraction": ("", "Share of the grey matter that lies outside the template's brain mask", "high"),
@@ -31,9 +39,7 @@ SD_BY_MAD = 1.482602218505602
 SD_BY_MEAN_DEVIATION = 1.2533141373155001
 
 
-def correlation(
-    one: npt.NDArray[np.float32], two: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]
-) -> float:
+def correlation(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> float:
     """Pearson correlation of two images over some voxels; 0 when one of them is constant there.
 
     Parameters

@@ -1,52 +1,44 @@
 """Recipes: from each scan of a cohort to a checked grey-matter map on one grid, side by side and in any number of runs."""
 
+import importlib.metadata
 import re
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
 from scipy import ndimage
 
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
-from nilatent.preprocess import intensity, quality, space, tissue
+from nilatent.preprocess import derivative, intensity, quality, space, tissue, workers
 from nilatent.progress import track
-from nilatent.provenance import atomic, hash_file, hash_values, read_json, versions, write_json
+from nilatent.provenance import hash_values, read_json, versions
 from nilatent.volumes import Grid, template
 
 RECIPES = ("auto", "t1", "gm")
 # Raised when the same settings give other numbers, so that maps of an older recipe are made again.
 RECIPE_VERSION = 1
-SPACE = "MNI152NLin2009aSym"
 FWHM_LIMIT_MM = 12.0
 FWHM_BY_SIGMA = float(np.sqrt(8 * np.log(2)))
 GM_NAME = re.compile(r"label-GM|(?:^|_)s?\d*m?0?w[pc]1")
 SMOOTHED_NAME = re.compile(r"(?:^|_)s\d*m?0?w[pc]1|desc-\w*[sS]mooth")
 BRAIN_ML = (600.0, 2300.0)
+CROP_MARGIN_MM = 8.0
 # Values of a grey-matter map; modulation takes a few voxels above 1, interpolation a few below 0.
 GM_LOWEST, GM_HIGHEST, GM_PERCENTILE = -0.1, 2.0, 99.9
 MIN_BRAIN_COVERED = 0.95
-# Well below any rightly placed map (0.6 and more), well above a brain somewhere else.
+# Well below any rightly placed brain or map, well above one that lies somewhere else.
 MIN_GM_CORRELATION = 0.35
+MIN_T1_CORRELATION = 0.3
 ENGINES = {"t1": ("antspyx", "deepbet", "nilearn"), "gm": ("nilearn",)}
-# One thread per process: the result does not depend on how sums are shared out, and processes do not fight for cores.
-WORKER_ENVIRONMENT = {
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
-    "ANTS_RANDOM_SEED": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
+COVARIATES = ("head_size_factor", "tiv_ml", "gm_ml", "wm_ml", "csf_ml")
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,8 @@ class RecipeConfig:
     fwhm_mm : float
         Gaussian smoothing in template space, 0 to 12; maps that were smoothed before are not smoothed again.
     modulation : bool
-        Recipe ``"t1"``: multiply by the volume change of the affine, so that volume is preserved.
+        Recipe ``"t1"``: multiply by the volume change of the affine, so that volume is preserved. Maps that exist are
+        taken as they are.
     """
 
     name: str = "auto"
@@ -76,7 +69,9 @@ class RecipeConfig:
         if self.name not in RECIPES:
             raise SettingError(f"recipe.name is one of {', '.join(RECIPES)}, got '{self.name}'.")
         if not 0 <= self.fwhm_mm <= FWHM_LIMIT_MM:
-            raise SettingError(f"recipe.fwhm_mm is between 0 and {FWHM_LIMIT_MM:g}, got {self.fwhm_mm}. 8 is usual for VBM.")
+            raise SettingError(
+                f"recipe.fwhm_mm is between 0 and {FWHM_LIMIT_MM:g}, got {self.fwhm_mm}. 8 is usual for VBM."
+            )
         Grid.mni(self.spacing_mm)
 
 
@@ -90,45 +85,25 @@ class Job:
         Row of the cohort.
     path : Path
         The image.
-    recipe : {"t1", "gm"}
-        What to do with it.
     config : RecipeConfig
-        Settings.
-    stem : Path
-        Output folder and the beginning of the file names, such as ``OUT/sub-01/anat/sub-01``.
+        Settings; `name` is resolved to ``"t1"`` or ``"gm"``.
+    place : Place
+        Where the files go.
     source : str
-        The image as the side-car names it, without the place where it lies.
+        The image as the side-car names it, without the folder it lies in.
     key : str
-        Hash of image, settings and versions; empty when the image could not be read.
+        Hash of image, settings and versions; empty when the image could not be hashed.
     scratch : Path
-        Folder for temporary files.
+        Folder for temporary files, removed by the parent process.
     """
 
     scan_id: str
     path: Path
-    recipe: str
     config: RecipeConfig
-    stem: Path
+    place: derivative.Place
     source: str
     key: str
     scratch: Path
-
-    @property
-    def map_path(self) -> Path:
-        """The prepared map."""
-        resolution = f"{self.config.spacing_mm:g}".replace(".", "p")
-        name = f"{self.stem.name}_space-{SPACE}_res-{resolution}_label-GM_probseg.nii.gz"
-        return self.stem.with_name(name)
-
-    @property
-    def side_car(self) -> Path:
-        """Written last: where it is and carries the key, the scan is done."""
-        return self.map_path.with_name(self.map_path.name.replace(".nii.gz", ".json"))
-
-    @property
-    def transform(self) -> Path:
-        """Affine in ITK's text format."""
-        return self.stem.with_name(f"{self.stem.name}_from-T1w_to-{SPACE}_mode-image_xfm.txt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +141,8 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     config : RecipeConfig
         Settings.
     n_procs : int
-        Processes side by side, one thread each; the numbers do not depend on it.
+        Scans side by side: a process of one thread each for T1 scans, a thread each for maps that exist. The numbers do
+        not depend on it.
 
     Returns
     -------
@@ -186,135 +162,59 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     if n_procs < 1:
         raise SettingError(f"n_procs is at least 1, got {n_procs}.")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nilatent-") as scratch:
         jobs = _jobs(cohort, out, config, Path(scratch))
-        todo = [job for job in jobs if not _is_done(job)]
-        apart = n_procs > 1 or any(job.recipe == "t1" for job in todo)
-        outcomes = run_jobs(prepare_scan, todo, n_procs=n_procs, apart=apart)
-        failures = [
-            _failure(job, error)
-            for job, error in track(outcomes, total=len(todo), label="prepare")
-            if error is not None
-        ]
-    failed = {row["scan_id"] for row in failures}
-    kept = [job for job in jobs if job.scan_id not in failed]
-    prepared = _with_results(exclude(cohort, failures), kept)
-    _write_tables(prepared, out, {job.stem.parents[_depth(job)] for job in jobs} or {out})
+        todo = [job for job in jobs if not derivative.is_done(job.place, job.key)]
+        # The engines read their thread count when they are loaded, so they are never loaded into this process.
+        apart = any(job.config.name == "t1" for job in todo)
+        outcomes = workers.run_jobs(prepare_scan, todo, n_procs=n_procs, apart=apart)
+        tracked = track(outcomes, total=len(todo), label="prepare")
+        failures = {job.scan_id: _failure(job, error) for job, error in tracked if error is not None}
+    ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
+    prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
+    for root in {job.place.root for job in jobs} | {out}:
+        derivative.write_description(root)
+    shown = ["dataset", "recipe", *(name for name in quality.MEASURES if name in prepared.scans), "quality_flags"]
+    table = prepared.scans[shown].rename(columns={"quality_flags": "flags"}).fillna({"flags": ""})
+    derivative.write_quality(out, table, prepared.columns | {"flags": prepared.columns["quality_flags"]})
     return prepared
-
-
-def _depth(job: Job) -> int:
-    # <root>/sub-01/[ses-01/]anat/<stem>: the root stands two or three folders above the file's own folder.
-    return 3 if job.stem.parent.parent.name.startswith("ses-") else 2
 
 
 def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path) -> list[Job]:
     several = cohort.scans["dataset"].nunique() > 1
-    found = {name: versions().get(name, "") for name in ("nilatent", *ENGINES["t1"])}
     jobs = []
     for scan_id, row in cohort.scans.iterrows():
-        path, dataset, session = Path(row["path"]), str(row["dataset"]), str(row["session_id"])
+        path, dataset = Path(row["path"]), str(row["dataset"])
+        name = config.name if config.name != "auto" else ("gm" if GM_NAME.search(path.name) else "t1")
+        settings = replace(config, name=name)
+        key = hash_values([row["sha256"], settings, RECIPE_VERSION, _engines(name)]) if row["sha256"] else ""
         subject = str(row["subject_id"]).removeprefix(f"{dataset}_")
         root = out / dataset if several else out
-        stem = "_".join(part for part in (subject, session) if part)
-        recipe = config.name if config.name != "auto" else ("gm" if GM_NAME.search(path.name) else "t1")
-        engines = {name: found[name] for name in ENGINES[recipe]}
-        settings = replace(config, name=recipe)
-        key = hash_values([row["sha256"], settings, RECIPE_VERSION, found["nilatent"], engines]) if row["sha256"] else ""
-        parts = path.parts
-        first = next((i for i, part in enumerate(parts) if part.startswith("sub-")), len(parts) - 1)
-        source = f"bids:{dataset}:{'/'.join(parts[first:])}"
-        folder = root / subject / session / "anat" if session else root / subject / "anat"
-        jobs.append(Job(str(scan_id), path, recipe, settings, folder / stem, source, key, scratch))
-    stems = pd.Series([str(job.stem) for job in jobs], index=[job.scan_id for job in jobs], dtype=object)
-    twice = stems[stems.duplicated(keep=False)]
-    if len(twice):
-        raise CohortError(
-            f"Scans {', '.join(map(str, twice.index[:2]))} would both be written to {twice.iloc[0]}*. Give each scan its own "
-            "subject_id and session_id."
-        )
+        place = derivative.Place(root, subject, str(row["session_id"]), config.spacing_mm)
+        first = next((i for i, part in enumerate(path.parts) if part.startswith("sub-")), len(path.parts) - 1)
+        source = f"bids:{dataset}:{'/'.join(path.parts[first:])}"
+        jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch))
+    targets: dict[Path, str] = {}
+    for job in jobs:
+        if job.place.gm in targets:
+            raise CohortError(
+                f"Scans {targets[job.place.gm]} and {job.scan_id} would both be written to {job.place.gm.name}. "
+                "Give each scan its own subject_id and session_id."
+            )
+        targets[job.place.gm] = job.scan_id
     return jobs
 
 
-def _is_done(job: Job) -> bool:
-    if not job.key or not job.side_car.is_file():
-        return False
-    try:
-        record = read_json(job.side_car)["nilatent"]
-        outputs: Mapping[str, str] = record["Outputs"]
-        if record["Key"] != job.key:
-            return False
-    except (ValueError, KeyError, TypeError):
-        return False
-    folder = job.stem.parent
-    return all((folder / name).is_file() and hash_file(folder / name) == digest for name, digest in outputs.items())
-
-
-def run_jobs(
-    work: Callable[[Job], None], jobs: Sequence[Job], *, n_procs: int, apart: bool
-) -> Iterator[tuple[Job, BaseException | None]]:
-    """Do every job, whatever happens to some.
-
-    Parameters
-    ----------
-    work : Callable
-        Does one job; its exception is that job's outcome.
-    jobs : Sequence[Job]
-        What to do.
-    n_procs : int
-        Jobs at the same time.
-    apart : bool
-        In worker processes (with one thread each) rather than in this one.
-
-    Yields
-    ------
-    Job
-        In the order they end.
-    BaseException or None
-        Why it failed, or None. When a worker process dies, the jobs that ran at that moment are each tried once more,
-        alone; the one that kills its worker again gets a ``BrokenExecutor``.
-    """
-    waiting = deque(jobs)
-    while waiting:
-        running: dict[Future[None], Job] = {}
-        suspects: list[Job] = []
-        pool = _pool(n_procs, apart=apart)
+@cache
+def _engines(recipe: str) -> dict[str, str]:
+    found = {"nilatent": versions().get("nilatent", "unknown")}
+    for name in ENGINES[recipe]:
         try:
-            while (waiting and not suspects) or running:
-                while waiting and len(running) < n_procs and not suspects:
-                    job = waiting.popleft()
-                    try:
-                        running[pool.submit(work, job)] = job
-                    except BrokenExecutor:
-                        suspects.append(job)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job, error = running.pop(future), future.exception()
-                    if isinstance(error, BrokenExecutor):
-                        suspects.append(job)
-                    else:
-                        yield job, error
-        finally:
-            _close(pool)
-        for job in suspects:
-            alone = _pool(1, apart=True)
-            try:
-                yield job, alone.submit(work, job).exception()
-            finally:
-                _close(alone)
-
-
-def _pool(n_procs: int, *, apart: bool) -> Executor:
-    if not apart:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(n_procs, env=WORKER_ENVIRONMENT)  # type: ignore[no-any-return]
-
-
-def _close(pool: Executor) -> None:
-    if isinstance(pool, ThreadPoolExecutor):
-        pool.shutdown(cancel_futures=True)
-    else:
-        pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # The recipe itself will say what to install, if it comes to need it.
+            found[name] = "absent"
+    return found
 
 
 def _failure(job: Job, error: BaseException) -> dict[str, str]:
@@ -325,7 +225,7 @@ def _failure(job: Job, error: BaseException) -> dict[str, str]:
     elif isinstance(error, BrokenExecutor):
         rule = "worker survives"
         reason = (
-            f"{job.path}: the process that prepared it was ended twice from outside or by lack of memory. "
+            f"{job.path}: the process that prepared it was ended from outside or by lack of memory, also when it ran alone. "
             "Free memory, lower n_procs, or leave the scan out."
         )
     else:
@@ -334,19 +234,73 @@ def _failure(job: Job, error: BaseException) -> dict[str, str]:
     return {"scan_id": job.scan_id, "stage": "prepare", "rule": rule, "reason": reason}
 
 
+def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
+    records = {job.scan_id: derivative.read_record(job.place) for job in jobs}
+    scans = cohort.scans.copy()
+    own = [name for name in (*quality.MEASURES, "recipe", "quality_flags") if name in scans]
+    scans = scans.rename(columns={name: f"source_{name}" for name in own})
+    scans["path"] = [str(job.place.gm) for job in jobs]
+    scans["sha256"] = [records[job.scan_id]["Outputs"][job.place.gm.name] for job in jobs]
+    scans["recipe"] = [job.config.name for job in jobs]
+    measured = pd.DataFrame([records[job.scan_id]["Measures"] for job in jobs], index=scans.index, dtype=float)
+    for name in quality.MEASURES:
+        if name in measured or name in COVARIATES:
+            scans[name] = measured[name] if name in measured else np.nan
+    present = [name for name in quality.MEASURES if name in scans]
+    flags = quality.outlier_flags(scans[present], scans["dataset"])
+    scans["quality_flags"] = flags.mask(flags == "", np.nan)
+    columns = {f"source_{name}" if name in own else name: value for name, value in cohort.columns.items()}
+    return replace(cohort, scans=scans, columns=columns | _dictionary(present))
+
+
+def _dictionary(measures: list[str]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "recipe": {"Description": "How the map was made: t1 from a raw scan, gm from a map that existed"},
+        "quality_flags": {
+            "Description": "Measures by which the scan stands out in its data set (modified z score over "
+            f"{quality.OUTLIER_LIMIT}); looked at, not left out"
+        },
+    }
+    for name in measures:
+        unit, text, _ = quality.MEASURES[name]
+        described[name] = {"Description": text} | ({"Units": unit} if unit else {})
+    return described
+
+
 def prepare_scan(job: Job) -> None:
     """Do one scan and write its files, the side-car last.
 
     Raises
     ------
     ScanError
-        When the scan breaks a rule; nothing is left behind.
+        When the scan breaks a rule; nothing is written then.
     """
     grid = Grid.mni(job.config.spacing_mm)
     scan = space.load_scan(job.path)
-    result = _t1(scan, job, grid) if job.recipe == "t1" else _gm(scan, job, grid)
+    result = _t1(scan, job, grid) if job.config.name == "t1" else _gm(scan, job, grid)
     fwhm_mm = 0.0 if result.notes.get("SmoothedBefore") else job.config.fwhm_mm
-    _write_scan(job, replace(result, gm=smooth(result.gm, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm)), grid, fwhm_mm)
+    described = {
+        "Description": "Grey-matter map, modulated: its sum times the voxel volume is the grey-matter volume"
+        if result.notes.get("Modulated")
+        else "Grey-matter map",
+        "Sources": [job.source],
+        "SpatialReference": derivative.SPACE,
+        "Resolution": f"{job.config.spacing_mm:g} mm isotropic",
+        "SkullStripped": True,
+        "SmoothingFWHM": result.notes.get("SmoothedBefore", fwhm_mm),
+    }
+    record = {
+        "Recipe": job.config,
+        "Engines": _engines(job.config.name),
+        "Measures": {name: value for name, value in result.measures.items() if np.isfinite(value)},
+        "ToTemplate": result.to_template,
+        "Scan": {"StoredAxes": scan.stored_axes, "OrientedBy": scan.oriented_by, "VoxelMm": scan.voxel_mm}
+        | result.notes,
+    }
+    moved = job.config.name == "t1"
+    transform = space.itk_text(np.linalg.inv(result.to_template)) if moved else ""
+    image = grid.to_image(smooth(result.gm, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm))
+    derivative.write_scan(job.place, image, transform, key=job.key, described=described, record=record)
 
 
 def smooth(data: npt.NDArray[np.float32], *, fwhm_mm: float, spacing_mm: float) -> npt.NDArray[np.float32]:
@@ -370,3 +324,114 @@ def smooth(data: npt.NDArray[np.float32], *, fwhm_mm: float, spacing_mm: float) 
         return data
     sigma = fwhm_mm / FWHM_BY_SIGMA / spacing_mm
     return np.asarray(ndimage.gaussian_filter(data, sigma, mode="constant"), dtype=np.float32)
+
+
+@cache
+def _template(name: str, spacing_mm: float) -> npt.NDArray[np.float32]:
+    return np.asarray(template(name, Grid.mni(spacing_mm)).get_fdata(dtype=np.float32))
+
+
+def _broken(job: Job, rule: str, value: str, next_step: str) -> ScanError:
+    return ScanError(f"{job.path}: rule '{rule}' is broken: {value}. {next_step}", rule=rule)
+
+
+def _gm(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
+    low, high = float(scan.data.min()), float(np.percentile(scan.data, GM_PERCENTILE))
+    if low < GM_LOWEST or not 0 < high <= GM_HIGHEST:
+        found = f"values run from {low:.3g} to {high:.3g} (percentile {GM_PERCENTILE:g}), expected 0 to {GM_HIGHEST:g}"
+        step = "Give a grey-matter probability or modulated map (divide percentages by 100), or use the recipe t1."
+        raise _broken(job, "range of a grey-matter map", found, step)
+    step = "Give a map normalised to MNI space, or prepare the T1 scan with the recipe t1."
+    covered = _covered(scan)
+    if covered < MIN_BRAIN_COVERED:
+        found = f"its field of view covers {covered:.0%} of the template's grey matter, at least {MIN_BRAIN_COVERED:.0%} needed"
+        raise _broken(job, "field of view covers the brain", found, step)
+    same = np.eye(4)
+    gm = space.resample(np.maximum(scan.data, 0), scan.affine, grid, to_grid=same, modulate=False)
+    measures = _gm_measures(gm, grid) | {"gm_ml": float(gm.sum(dtype=np.float64)) * grid.voxel_ml}
+    correlation = measures["template_correlation"]
+    if correlation < MIN_GM_CORRELATION:
+        found = f"its correlation with the template's grey matter is {correlation:.2f}, at least {MIN_GM_CORRELATION} needed"
+        raise _broken(job, "lies in MNI space", found, step)
+    notes = {"SmoothedBefore": before} if (before := _smoothed_before(job.path)) else {}
+    return Prepared(gm, same, measures, notes)
+
+
+def _covered(scan: space.Scan) -> float:
+    coarse = Grid.mni(4.0)
+    voxels = np.argwhere(_template("gm", 4.0) > 0.5)
+    to_scan = np.linalg.inv(scan.affine) @ coarse.affine
+    positions = voxels @ to_scan[:3, :3].T + to_scan[:3, 3]
+    inside = (positions > -0.5) & (positions < np.asarray(scan.data.shape) - 0.5)
+    return float(inside.all(axis=1).mean())
+
+
+def _smoothed_before(path: Path) -> float | str:
+    """FWHM in mm that the map's side-car states, ``"unknown"`` when only its name says so, 0 when nothing does."""
+    side_car = path.with_name(path.name.split(".")[0] + ".json")
+    try:
+        stated = float(read_json(side_car)["SmoothingFWHM"]) if side_car.is_file() else 0.0
+    except (ValueError, KeyError, TypeError):
+        stated = 0.0
+    if stated > 0:
+        return stated
+    return "unknown" if SMOOTHED_NAME.search(path.name) else 0.0
+
+
+def _gm_measures(gm: npt.NDArray[np.float32], grid: Grid) -> dict[str, float]:
+    inside = _template("mask", grid.spacing_mm) > 0.5
+    return {
+        "template_correlation": quality.correlation(gm, _template("gm", grid.spacing_mm), inside),
+        "outside_fraction": quality.outside_fraction(gm, _template("mask", grid.spacing_mm) > 0),
+    }
+
+
+def _t1(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
+    found = tissue.stripped_mask(scan.data, scan.voxel_ml)
+    stripped = found is not None
+    whole = found if found is not None else tissue.brain_mask(scan.data, scan.affine)
+    _check_brain(job, float(whole.sum()) * scan.voxel_ml)
+    head, box = space.crop(scan, whole, margin_mm=CROP_MARGIN_MM)
+    mask = whole[box]
+    field = intensity.bias_field(head.data, mask, head.voxel_mm)
+    brain = replace(head, data=np.where(mask, head.data / field, 0).astype(np.float32))
+    with tempfile.TemporaryDirectory(dir=job.scratch) as work:
+        to_template, t1_correlation = space.register_affine(
+            brain,
+            template("t1", Grid.mni(space.REGISTRATION_SPACING_MM)),
+            _template("mask", space.REGISTRATION_SPACING_MM),
+            work=Path(work),
+        )
+        if t1_correlation < MIN_T1_CORRELATION:
+            value = f"after alignment its correlation with the template is {t1_correlation:.2f}, at least {MIN_T1_CORRELATION} needed"
+            raise _broken(
+                job, "aligns with the template", value, "Look at the scan: orientation, cuts, lesions or contrast."
+            )
+        priors = [space.pull(template(name), brain, to_template) for name in ("gm", "wm", "csf")]
+        parts = tissue.segment(brain.data, mask, priors, head.voxel_mm, work=Path(work))
+    gm = space.resample(parts[0], head.affine, grid, to_grid=to_template, modulate=job.config.modulation)
+    aligned = space.resample(mask.astype(np.float32), head.affine, grid, to_grid=to_template, modulate=False)
+    contrast, white = quality.tissue_contrast(brain.data, parts[0], parts[1])
+    volumes = [float(part.sum(dtype=np.float64)) * head.voxel_ml for part in parts]
+    measures = {
+        "head_size_factor": 1 / space.volume_change(to_template),
+        "tiv_ml": float(mask.sum()) * head.voxel_ml,
+        "gm_ml": volumes[0],
+        "wm_ml": volumes[1],
+        "csf_ml": volumes[2],
+        "t1_correlation": t1_correlation,
+        "mask_dice": quality.dice(aligned > 0.5, _template("mask", grid.spacing_mm) > 0.5),
+        "bias_range": intensity.bias_range(field, mask),
+        "noise_ratio": intensity.noise(brain.data, parts[1] > 0.5) / white,
+        "tissue_contrast": contrast,
+    }
+    notes = {"StrippedBefore": stripped, "BrainExtraction": "none" if stripped else "deepbet"}
+    return Prepared(gm, to_template, measures | _gm_measures(gm, grid), notes | {"Modulated": job.config.modulation})
+
+
+def _check_brain(job: Job, volume_ml: float) -> None:
+    if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
+        found = f"the brain found in it has {volume_ml:.0f} ml, expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}"
+        raise _broken(
+            job, "brain volume", found, "Check that it is a T1 scan of a whole head and its voxel size is right."
+        )

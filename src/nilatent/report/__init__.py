@@ -70,6 +70,7 @@ SECTIONS: tuple[FindingSection, ...] = (
         projections.draw,
         "How the scans lie to one another in the latents, and what that order follows.",
         projections.COLUMN_NAMES,
+        more={"projections-relations": projections.draw_relations},
         scatter=projections.scatter,
     ),
     FindingSection(
@@ -109,6 +110,7 @@ def build(run_folder: Path) -> Path:
     sections = (
         study.cohort_section(run),
         study.quality_section(run),
+        study.regions_section(run),
         study.training_section(run),
         *(_finding_section(spec, run) for spec in SECTIONS),
     )
@@ -151,17 +153,18 @@ def _title(run: study.Run) -> str:
 
 def _facts(run: study.Run) -> tuple[tuple[str, str], ...]:
     scans = run.cohort.scans
+    n_subjects, n_sources = scans["subject_id"].nunique(), scans["dataset"].nunique()
     facts = [
-        ("scans", len(scans)),
-        ("persons", scans["subject_id"].nunique()),
-        ("data sets", scans["dataset"].nunique()),
-        ("left out", len(run.cohort.excluded)),
+        (len(scans), "scan" if len(scans) == 1 else "scans"),
+        (n_subjects, "person" if n_subjects == 1 else "persons"),
+        (n_sources, "data set" if n_sources == 1 else "data sets"),
+        (len(run.cohort.excluded), "left out"),
     ]
     if not run.parts.empty:
-        facts.append(("held-out scans", int((run.parts["part"] == "test").sum())))
+        facts.append((int((run.parts["part"] == "test").sum()), "held out"))
     if run.n_latent is not None:
-        facts.append(("latent dimensions", run.n_latent))
-    return tuple((name, page.number_text(number)) for name, number in facts)
+        facts.append((run.n_latent, "latent dimensions"))
+    return tuple((name, page.number_text(number)) for number, name in facts)
 
 
 def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:

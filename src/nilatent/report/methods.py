@@ -118,7 +118,7 @@ def _scans(run: Run) -> str:
     sizes = ", ".join(
         f"{count(int(parts.get(part, 0)), 'scan')} for {part}" for part in ("train", "validation", "test")
     )
-    by = run.settings.get("split", {}).get("stratify") or ()
+    by = run.records.get("split", {}).get("settings", {}).get("stratify") or ()
     strata = f" and {', '.join(by)}" if by else ""
     return f"{text} Persons, never single scans, were divided at random, stratified by data set{strata}: {sizes}."
 
@@ -205,7 +205,7 @@ def _lrcp(run: Run) -> str:
         return ""
     settings = run.findings["lrcp"].settings
     draws = next((settings[key] for key in ("n_permutations", "n_permutation") if key in settings), None)
-    how = f" with {draws:,} permutations".replace(",", " ") if isinstance(draws, int) else ""
+    how = f" with {draws:,} permutations" if isinstance(draws, int) else ""
     study = run.settings.get("study", {})
     covariates = ", ".join(study.get("covariates") or ())
     removed = f" after removing {covariates}" if covariates else ""

@@ -199,7 +199,7 @@ def number_text(number: float, *, decimals: int | None = None) -> str:
     if decimals is None:
         text = f"{number:.0f}" if number == round(number) else f"{number:.3g}"
     elif number != 0 and abs(number) < 0.5 * 10.0**-decimals:
-        text = f"{number:.0e}"
+        text = f"{number:.1g}"
     else:
         text = f"{number:.{decimals}f}"
     return text.replace("-", "−")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from nilatent.analysis.regional import read_regions
 from nilatent.cohort import Cohort, load_cohort
 from nilatent.errors import FindingError
 from nilatent.finding import Finding, read_finding
@@ -28,6 +29,14 @@ COHORT_NAMES = {
     "women": ("women", "Persons"),
     "men": ("men", "Persons"),
     "unknown": ("sex not given", "Persons"),
+}
+REGION_NAMES = {
+    "name": ("region", ""),
+    "label": ("label", "Number in the atlas"),
+    "n_voxels": ("voxels", "Size in voxels of the grid, parts of voxels counted as parts"),
+    "mean": ("mean", "Grey-matter fraction"),
+    "sd": ("SD", "Over scans"),
+    "reason": ("reason", ""),
 }
 EXCLUSION_NAMES = {"scan_id": ("scan", ""), "stage": ("stage", ""), "rule": ("rule", ""), "reason": ("reason", "")}
 
@@ -214,7 +223,7 @@ def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
         row["age"] = (
             f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
         )
-        row["age_range"] = f"{age.min():g} to {age.max():g}" if len(age) else None
+        row["age_range"] = f"{age.min():.1f} to {age.max():.1f}" if len(age) else None
         row |= {"women": int((sex == "F").sum()), "men": int((sex == "M").sum()), "unknown": int(sex.isna().sum())}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -270,6 +279,28 @@ def training_answer(run: Run) -> str:
     return str(run.result.get("summary", ""))
 
 
+def regions_section(run: Run) -> page.Section:
+    """Mean grey matter by region, and the regions that were dropped."""
+    title, lead = "Regional grey matter", "What the atlas regions hold, scan by scan; this needs no model."
+    if not (run.folder / "regions.tsv").is_file():
+        return page.Section(title, "regions", lead, not_run="this run measured no regions")
+    regions = read_regions(run.folder)
+    table = pd.DataFrame({"name": list(regions.values.columns), "label": regions.labels, "n_voxels": regions.n_voxels})
+    table["mean"], table["sd"] = regions.values.mean().to_numpy(), regions.values.std().to_numpy()
+    caption = f"Mean and SD over {count(len(regions.values), 'scan')} of the mean grey matter in each region."
+    sheets = [page.sheet(table, caption, names=REGION_NAMES)]
+    if len(regions.dropped):
+        sheets.append(page.sheet(regions.dropped, "Regions of the atlas that were dropped.", names=REGION_NAMES))
+    return page.Section(
+        title,
+        "regions",
+        lead,
+        answer=f"{count(len(table), 'region')} of the atlas were measured; {count(len(regions.dropped), 'region')} dropped.",
+        sheets=tuple(sheets),
+        files=("regions.tsv", "regions.json"),
+    )
+
+
 def provenance_sheets(run: Run) -> tuple[page.Sheet, ...]:
     """Versions, and what each stage was made from; no machine path, no user name."""
     versions = run.versions
@@ -282,7 +313,8 @@ def provenance_sheets(run: Run) -> tuple[page.Sheet, ...]:
         table = pd.DataFrame({"software": list(versions), "version": list(versions.values())})
         sheets.append(page.sheet(table, "Versions.", names={}))
     if stages:
-        names = {"content": ("content hash", "First 16 digits of the SHA-256 of the files the stage wrote")}
+        names = {"stage": ("stage", ""), "seed": ("seed", "")}
+        names |= {"content": ("content hash", "First 16 digits of the SHA-256 of the files the stage wrote")}
         sheets.append(page.sheet(pd.DataFrame(stages).astype(object), "Stages of this run.", names=names))
     return tuple(sheets)
 

@@ -3,14 +3,14 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from nilatent.atlas import load_atlas, region_weights
+from nilatent.atlas import RegionWeights, load_atlas, region_weights
 from nilatent.errors import SettingError
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.deform import Array, Scale, random_diffeomorphism, rest_at_edges, sample, smooth_noise
@@ -22,7 +22,8 @@ LATTICE_MM = 4.0
 # Deep structures differ less in place between people than the folds of the cortex.
 DEEP_CENTRE_MM, DEEP_RADIUS_MM, DEEP_CALM = (0.0, -20.0, -5.0), 30.0, 0.6
 # Chosen so that PCA of equal size leaves about as much of held-out grey matter unexplained as on real scans that were
-# moved to MNI space by an affine (16 components, 48 training scans, 4 mm: .89 raw, .66 at FWHM 8; real .90 and .61).
+# moved to MNI space by an affine: 72 scans at 4 mm, 16 components, raw and smoothed to FWHM 4, 8 and 12 mm give
+# .84, .79, .56 and .43 here and .90, .83, .61 and .40 there.
 SCALES = (Scale(120.0, 3.0, False), Scale(30.0, 0.9, False), Scale(12.0, 3.5, True))
 # One person's ribbon is crisper than the average over people that the template is.
 SHARPNESS = 2
@@ -119,29 +120,41 @@ def tissues(grid: Grid) -> dict[str, Array]:
     return {"gm": grey, "wm": white, "csf": fluid}
 
 
+@cache
+def _atlas_on(spacing_mm: float) -> RegionWeights:
+    grid = Grid.mni(spacing_mm)
+    # Regions are planted, and judged, wherever they lie: no mask, and none is too small.
+    return region_weights(load_atlas("aal2"), grid, np.ones(grid.shape, dtype=bool), min_voxels=0.0)
+
+
 def planted_regions(config: SimulationConfig, grid: Grid) -> tuple[npt.NDArray[np.int64], Array]:
-    """Labels (region,) of the planted regions and the share of each voxel they cover (region, x, y, z).
+    """Labels (region,) of the planted regions and the share of each voxel of an MNI grid they cover (region, x, y, z).
 
     Raises
     ------
     SettingError
         When a region is not in the atlas.
     """
-    at_2mm = Grid.mni(ATLAS_MM)
-    everywhere = np.ones(at_2mm.shape, dtype=bool)
-    weights = region_weights(load_atlas("aal2"), at_2mm, everywhere)
+    weights = _atlas_on(ATLAS_MM)
     for name in config.regions:
         if name not in weights.names:
             close = difflib.get_close_matches(name, weights.names, n=1, cutoff=0.0)
             raise SettingError(f"regions are named as in AAL2, which has no '{name}'. Did you mean '{close[0]}'?")
-    rows = [weights.names.index(name) for name in config.regions]
-    cover = weights.matrix[rows].toarray().reshape(len(rows), *at_2mm.shape).astype(np.float32)
-    return weights.labels[rows], np.stack([average_to_grid(one, at_2mm.affine, grid) for one in cover])
+    labels = weights.labels[[weights.names.index(name) for name in config.regions]]
+    return labels, np.stack([_cover(int(label), grid.spacing_mm) for label in labels])
+
+
+@lru_cache(maxsize=32)
+def _cover(label: int, spacing_mm: float) -> Array:
+    at_2mm = Grid.mni(ATLAS_MM)
+    weights = _atlas_on(ATLAS_MM)
+    cover = weights.matrix[int(np.searchsorted(weights.labels, label))].toarray().reshape(at_2mm.shape)
+    return average_to_grid(cover.astype(np.float32), at_2mm.affine, Grid.mni(spacing_mm))
 
 
 def _loss_on_grid(anatomy: Anatomy) -> npt.NDArray[np.float64]:
     grey, lost = anatomy.on_grid(anatomy.grey), anatomy.on_grid(anatomy.lost)
-    weights = region_weights(load_atlas("aal2"), anatomy.grid, np.ones(anatomy.grid.shape, dtype=bool), min_voxels=1.0)
+    weights = _atlas_on(anatomy.grid.spacing_mm)
     rows = np.searchsorted(weights.labels, anatomy.regions["label"])
     return np.asarray((weights.matrix[rows] @ lost.ravel()) / (weights.matrix[rows] @ grey.ravel()), dtype=float)
 

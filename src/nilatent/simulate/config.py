@@ -12,8 +12,8 @@ CONTROL, PATIENT, ADVANCED = "control", "patient", "advanced"
 SEVERITY_SPREAD = 0.6
 # The rare stage is this many times as severe as a patient.
 ADVANCED_TIMES = 1.5
-# Severity gained per year by a patient: uniform-like between these two.
-SLOPE_PER_YEAR = (0.1, 0.3)
+# Severity that a patient gains per year lies between these two.
+SLOPE_PER_YEAR = (0.05, 0.2)
 # Visits are shifted by at most this much around their planned date.
 VISIT_JITTER_YEARS = 0.1
 # A region that loses more than this is no longer a region.

@@ -228,7 +228,7 @@ def _write_truth(
         "Simulated": True,
         "settings": dataclasses.asdict(config),
         "null": config.null,
-        "groups": {name: int((scans["group"] == name).sum()) for name in config.groups},
+        "groups": {name: int(scans.loc[scans["group"] == name, "subject_id"].nunique()) for name in config.groups},
         "grid": anatomy.grid.to_dict(),
         "atlas": "AAL2",
         "regions": truth_regions(anatomy, scans, planted).to_dict("records"),

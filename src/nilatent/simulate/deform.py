@@ -102,6 +102,8 @@ def random_velocity(rng: np.random.Generator, envelope: Array, *, spacing_mm: fl
     x, y, z = envelope.shape
     velocity = np.zeros((3, x, y, z), dtype=np.float32)
     for scale in scales:
+        if scale.sd_mm == 0:
+            continue
         draws = [smooth_noise(rng, (x, y, z), spacing_mm=spacing_mm, fwhm_mm=scale.fwhm_mm) for _ in range(3)]
         field = np.stack(draws) * envelope
         sd_voxels = scale.sd_mm / spacing_mm

@@ -66,7 +66,7 @@ def base_head(config: SimulationConfig) -> Head:
     SettingError
         When a region is not in the atlas.
     """
-    brain = Grid.mni(1.0)
+    brain = Grid.mni(max(1.0, config.native_spacing_mm / 2))
     shares = tissues(brain)
     _, membership = planted_regions(config, brain)
     losses = np.zeros(len(config.losses)) if config.null else config.effect * np.asarray(config.losses)

@@ -1,6 +1,7 @@
 """A simulated cohort in memory, for tests, examples and calibration."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -77,10 +78,11 @@ def simulate_maps(config: SimulationConfig) -> SimulatedCohort:
     return SimulatedCohort(maps, scans, planted, anatomy.grid, truth_maps(anatomy), regions)
 
 
+@cache
 def template_ml() -> float:
     """Volume of the template inside the skull, in millilitres."""
-    grid = Grid.mni(2.0)
-    return float(template("mask", grid).get_fdata(dtype=np.float32).sum() * grid.voxel_ml)
+    mask = template("mask")
+    return float(mask.get_fdata(dtype=np.float32).sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000)
 
 
 def truth_maps(anatomy: Anatomy) -> dict[str, Array]:

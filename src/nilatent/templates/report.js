@@ -88,6 +88,7 @@
       font: { color: ink, family: css("--sans"), size: 13 },
       xaxis: axis(chosen.x), yaxis: axis(chosen.y), margin: { l: 56, r: 16, t: 8, b: 48 },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, showlegend: true, hovermode: "closest", dragmode: "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--accent") },
     };
   };
 
@@ -106,7 +107,9 @@
     const canvas = box.querySelector(".canvas");
     const draw = () => {
       const chosen = { colour: Number(select.colour.value), x: Number(select.x.value), y: Number(select.y.value) };
-      const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      // A closed list: by default Plotly offers a button that sends the chart, and so the participants, to its cloud.
+      const buttons = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+      const options = { responsive: true, displaylogo: false, modeBarButtons: buttons, showSendToCloud: false, plotlyServerURL: "" };
       window.Plotly.react(canvas, traces(data, chosen), layout(data, chosen), options);
     };
     box.hidden = false;

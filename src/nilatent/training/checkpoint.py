@@ -13,8 +13,8 @@ import pandas as pd
 import tomli_w
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from nilatent.errors import NilatentError
 from nilatent.models import Autoencoder, ModelConfig, Vae, build
@@ -68,6 +68,94 @@ class TrainedModel:
     result: dict[str, Any]
     history: pd.DataFrame
     content_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Where a training stands after an epoch: with the seed, all that is needed to go on.
+
+    Parameters
+    ----------
+    best : dict[str, Tensor]
+        Weights of the best epoch.
+    history : tuple[dict[str, float], ...]
+        One row per epoch, the start included.
+    """
+
+    best: dict[str, Tensor]
+    history: tuple[dict[str, float], ...]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history) - 1
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept; 0 is the start."""
+        return int(self.history[-1]["best_epoch"])
+
+
+def keep(folder: Path, key: str, progress: Progress, *, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Write the state after an epoch to ``resume.safetensors``, then ``history.tsv`` for whoever looks on.
+
+    Parameters
+    ----------
+    folder : Path
+        The model folder.
+    key : str
+        Says which training this is; another one does not go on from it.
+    progress : Progress
+        Best weights and history.
+    module : Module
+        Its parameters are written; its buffers never change.
+    optimiser : Optimizer
+        Its moments are written.
+    """
+    tensors = {f"best.{name}": tensor for name, tensor in progress.best.items()}
+    for name, parameter in module.named_parameters():
+        tensors[f"now.{name}"] = parameter
+        for moment, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{moment}.{name}"] = value
+    write_tensors(folder / "resume.safetensors", tensors, {"key": key, "history": progress.history})
+    write_history(folder, progress)
+
+
+def write_history(folder: Path, progress: Progress) -> None:
+    """Write ``history.tsv``, one row per epoch."""
+    with atomic(folder / "history.tsv") as temporary:
+        pd.DataFrame(progress.history).to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+
+
+def resume(folder: Path, key: str, *, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress | None:
+    """Put module and optimiser back where :func:`keep` left them.
+
+    Parameters
+    ----------
+    folder, key
+        As given to :func:`keep`.
+    module, optimiser
+        Filled in place.
+
+    Returns
+    -------
+    Progress or None
+        None when there is nothing to go on from, or it belongs to another training.
+    """
+    stored = read_tensors(folder / "resume.safetensors", key=key)
+    if stored is None:
+        return None
+    tensors, about = stored
+    best: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        # Copied into the memory layout of the parameter, which the moments of an undisturbed run have too.
+        best[name] = torch.empty_like(parameter).copy_(tensors[f"best.{name}"]).detach()
+        parameter.data.copy_(tensors[f"now.{name}"])
+        if f"step.{name}" in tensors:
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
+            laid_out = {moment: torch.empty_like(parameter).copy_(value).detach() for moment, value in moments.items()}
+            optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **laid_out}
+    return Progress(best, tuple(about["history"]))
 
 
 def save_model(
@@ -202,8 +290,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         apart by a kill between their renames.
     """
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    # One key only: the order of several is not fixed, and the same weights must give the same bytes.
+    content = save(plain, metadata={"nilatent": json.dumps(dict(about), sort_keys=True)})
     with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={"nilatent": json.dumps(dict(about), sort_keys=True)})
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -8,23 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from nilatent.errors import LeakageError, NilatentError, SettingError
-from nilatent.models import Autoencoder, ModelConfig, Vae, build
+from nilatent.models import Autoencoder, ModelConfig, PcaAnchor, Vae, build
 from nilatent.progress import track
-from nilatent.provenance import atomic, hash_values
+from nilatent.provenance import hash_values
 from nilatent.training import diagnostics
 from nilatent.training.checkpoint import (
     FORMAT_VERSION,
+    Progress,
     TrainedModel,
+    keep,
     load_model,
     module_from_state,
     read_tensors,
+    resume,
     save_model,
+    write_history,
     write_tensors,
 )
 from nilatent.training.diagnostics import Fit
@@ -35,6 +40,11 @@ from nilatent.volumes import Volumes, voxel_pca
 MAX_GRADIENT_NORM = 1.0
 # An epoch counts as better only when it explains this much more of the validation variance than the best before.
 MIN_GAIN = 1e-4
+# With a PCA anchor an epoch must beat the start by this many standard errors of the gain over validation scans. Picking
+# the best of many epochs on a handful of scans would otherwise leave PCA for a chance gain, and lose on new scans.
+N_STANDARD_ERRORS = 2.0
+# Learning rate of the encoder's correction g relative to that of the decoder's f, with a PCA anchor.
+ENCODER_RATE = 0.1
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -63,7 +73,8 @@ class TrainConfig:
     input_noise : float
         SD of the noise on the scans that are encoded, in units of their SD about the mean image.
     latent_noise : float
-        SD of the noise on the latents that are decoded; latents have about unit variance.
+        SD of the noise on the latents that f sees (the anchor's linear part sees them clean); latents have about unit
+        variance.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision : str
@@ -80,7 +91,7 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     weight_decay: float = 0.1
     input_noise: float = 0.1
-    latent_noise: float = 0.1
+    latent_noise: float = 0.3
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -121,27 +132,10 @@ class Run:
     variance: float
     mean_image: Fit
     pca: Fit
+    start_errors: npt.NDArray[np.float64]
     fabric: Fabric
     objective: nn.Module
     optimiser: torch.optim.Optimizer
-
-
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """Where a training stands after an epoch: with the seed, all that is needed to go on."""
-
-    best: dict[str, Tensor]
-    history: tuple[dict[str, float], ...]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history) - 1
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch whose weights are kept; 0 is the start."""
-        return int(self.history[-1]["best_epoch"])
 
 
 def train(
@@ -176,7 +170,8 @@ def train(
     Returns
     -------
     TrainedModel
-        At the epoch with the lowest validation FVU. Epoch 0, the start, is a candidate: with a PCA anchor that is PCA.
+        At the epoch with the lowest validation FVU. Epoch 0, the start, is a candidate: with a PCA anchor that is PCA, and
+        an epoch replaces it only with a gain of two standard errors over the validation scans.
 
     Raises
     ------
@@ -188,17 +183,17 @@ def train(
         When the loss stops being finite.
     """
     run = _set_up(volumes, parts, model_config, config, Path(folder))
-    progress = _resume(run)
+    progress = resume(run.folder, run.key, module=run.module, optimiser=run.optimiser)
     if progress is None:
         progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
-        _keep(run, progress)
+        keep(run.folder, run.key, progress, module=run.module, optimiser=run.optimiser)
     for epoch in track(range(progress.epoch + 1, config.n_epochs + 1), total=config.n_epochs, label="train"):
         if progress.epoch - progress.best_epoch >= config.patience:
             break
         began = time.perf_counter()
         loss = _epoch(run, epoch)
         progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
-        _keep(run, progress)
+        keep(run.folder, run.key, progress, module=run.module, optimiser=run.optimiser)
         if on_epoch is not None:
             on_epoch(progress.history[-1])
     _finish(run, progress, parts)
@@ -232,6 +227,7 @@ def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, co
         variance=known["variance"],
         mean_image=Fit(**known["mean_image"]),
         pca=Fit(**known["pca"]),
+        start_errors=np.asarray(known["start_errors"]),
         fabric=fabric,
         objective=wrapped,
         optimiser=optimiser,
@@ -281,7 +277,9 @@ def _start(
         )
     measured = baselines(pca, volumes, rows["validation"])
     variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
-    known: dict[str, Any] = {name: asdict(measured[name]) for name in ("mean_image", "pca")} | {"variance": variance}
+    errors = validate(module, volumes, rows["validation"], batch_size=config.batch_size).errors
+    known: dict[str, Any] = {name: asdict(measured[name]) for name in ("mean_image", "pca")}
+    known |= {"variance": variance, "start_errors": errors.tolist()}
     write_tensors(path, module.state_dict(), known | {"key": key})
     return module, known
 
@@ -294,12 +292,15 @@ def _precision(config: TrainConfig) -> Any:
     return "bf16-mixed" if mixed else "32-true"
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    parameters = list(module.parameters())
-    return [
-        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
-        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _groups(module: Autoencoder | Vae, weight_decay: float) -> list[dict[str, Any]]:
+    # The projection is already the best encoder of a linear decoder, so g may only follow f, slowly; before that it could
+    # only learn the training scans by heart.
+    slow = ENCODER_RATE if isinstance(module.anchor, PcaAnchor) else 1.0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        rate = 1.0 if name.startswith("mirror.") else slow
+        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": found, "rate": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -333,7 +334,7 @@ def _epoch(run: Run, epoch: int) -> float:
     for number in range(n_batches):
         batch = order[number * run.config.batch_size : (number + 1) * run.config.batch_size]
         for group in run.optimiser.param_groups:
-            group["lr"] = learning_rate(run.config, epoch - 1 + (number + 1) / n_batches)
+            group["lr"] = group["rate"] * learning_rate(run.config, epoch - 1 + (number + 1) / n_batches)
         loss = run.objective(read_batch(run.volumes, batch).to(run.fabric.device), generator)
         run.optimiser.zero_grad()
         run.fabric.backward(loss)
@@ -361,11 +362,19 @@ def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float)
     checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
     row = _row(run, len(progress.history), checked, train_loss=train_loss, seconds=seconds)
     if progress.history:
-        before = progress.history[int(progress.history[-1]["best_epoch"])]
-        if not row["validation_fvu"] < before["validation_fvu"] - MIN_GAIN:
+        before = progress.history[progress.best_epoch]
+        better = row["validation_fvu"] < before["validation_fvu"] - MIN_GAIN and _convincing(run, checked)
+        if not better:
             return replace(progress, history=(*progress.history, row | {"best_epoch": before["epoch"]}))
     best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
     return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}))
+
+
+def _convincing(run: Run, checked: Validation) -> bool:
+    gain = run.start_errors - checked.errors
+    if isinstance(run.module.anchor, PcaAnchor):
+        return len(gain) > 1 and bool(gain.mean() > N_STANDARD_ERRORS * gain.std(ddof=1) / math.sqrt(len(gain)))
+    return True
 
 
 def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, float]:
@@ -386,35 +395,6 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
     }
 
 
-def _keep(run: Run, progress: Progress) -> None:
-    tensors = {f"best.{name}": tensor for name, tensor in progress.best.items()}
-    for name, parameter in run.module.named_parameters():
-        tensors[f"now.{name}"] = parameter
-        for moment, value in run.optimiser.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value
-    about = {"key": run.key, "history": progress.history}
-    write_tensors(run.folder / "resume.safetensors", tensors, about)
-    with atomic(run.folder / "history.tsv") as temporary:
-        pd.DataFrame(progress.history).to_csv(temporary, sep="\t", index=False, na_rep="n/a")
-
-
-def _resume(run: Run) -> Progress | None:
-    stored = read_tensors(run.folder / "resume.safetensors", key=run.key)
-    if stored is None:
-        return None
-    tensors, about = stored
-    best: dict[str, Tensor] = {}
-    for name, parameter in run.module.named_parameters():
-        # Copied into the layout of the parameter, which the arithmetic of an undisturbed run has too.
-        best[name] = torch.empty_like(parameter).copy_(tensors[f"best.{name}"]).detach()
-        parameter.data.copy_(tensors[f"now.{name}"])
-        if f"step.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
-            laid_out = {moment: torch.empty_like(parameter).copy_(value).detach() for moment, value in moments.items()}
-            run.optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **laid_out}
-    return Progress(best, tuple(about["history"]))
-
-
 def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
@@ -423,6 +403,7 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     if run.model_config.name == "vae":
         verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
     model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
+    write_history(run.folder, progress)
     used = parts[parts["part"].isin(("train", "validation"))]
     save_model(
         run.folder,

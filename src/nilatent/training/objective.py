@@ -68,7 +68,9 @@ class Objective(nn.Module):
         noisy = x + self.input_noise * self.variance**0.5 * _normal(x, generator)
         posterior = self.model.encode(noisy)
         z = posterior.sample(generator)
-        reconstruction = self.model.decode(z + self.latent_noise * _normal(z, generator))
+        # Noise for f alone: the anchor's linear part would turn it into an error that f could only shrink towards.
+        corrected = self.model.correction(z + self.latent_noise * _normal(z, generator))
+        reconstruction = self.model.anchor.reconstruct(z) + corrected
         error = squared_error(x, reconstruction, self.model.anchor.mask)
         if isinstance(self.model, Autoencoder):
             return error.mean() / (self.n_voxels * self.variance)

@@ -27,11 +27,14 @@ class Validation:
     ----------
     fit : Fit
         Of the reconstructions from posterior means.
+    errors : ndarray
+        (scan,) mean squared error per voxel of each scan.
     means, kl : ndarray
         (scan, latent) posterior means and KL to the prior in nats.
     """
 
     fit: Fit
+    errors: npt.NDArray[np.float64]
     means: npt.NDArray[np.float32]
     kl: npt.NDArray[np.float32]
 
@@ -103,6 +106,7 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
     Validation
         In single precision, without noise: what :mod:`nilatent.encode` would give.
     """
+    errors: list[npt.NDArray[np.float64]] = []
     means: list[npt.NDArray[np.float32]] = []
     kl: list[npt.NDArray[np.float32]] = []
 
@@ -110,10 +114,12 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
         for _, x, posterior in posteriors(module, volumes, rows, batch_size=batch_size):
             means.append(posterior.mean.cpu().numpy())
             kl.append(gaussian_kl(posterior.mean, posterior.log_var).cpu().numpy())
-            yield inside(module, x), draw(module, posterior.mean)
+            seen, drawn = inside(module, x), draw(module, posterior.mean)
+            errors.append(np.square(seen - drawn, dtype=np.float64).mean(axis=1))
+            yield seen, drawn
 
     measured = fit(pairs())
-    return Validation(measured, np.concatenate(means), np.concatenate(kl))
+    return Validation(measured, np.concatenate(errors), np.concatenate(means), np.concatenate(kl))
 
 
 def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:

@@ -1,0 +1,45 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from nilatent.models import Autoencoder, ModelConfig, Vae, build
+
+SHAPE = (15, 17, 13)
+
+
+@pytest.fixture
+def pca(rng: np.random.Generator) -> dict[str, torch.Tensor | float]:
+    """A mask, a mean image and three orthonormal components, as a PCA of scans would give."""
+    mask = torch.from_numpy(rng.random(SHAPE) > 0.5)
+    n_voxels = int(mask.sum())
+    basis, _ = np.linalg.qr(rng.standard_normal((n_voxels, 3)))
+    return {
+        "mask": mask,
+        "mean": torch.from_numpy(rng.random(n_voxels).astype(np.float32)),
+        "components": torch.from_numpy(basis.T.astype(np.float32).copy()),
+        "sd": torch.tensor([3.0, 2.0, 1.0]),
+        "residual_variance": 0.01,
+    }
+
+
+@pytest.fixture
+def make(pca: dict[str, torch.Tensor | float]) -> Callable[..., Autoencoder | Vae]:
+    """Build a model on that PCA; `shaken` moves every weight off its start."""
+
+    def made(name: str, anchor: str, *, shaken: bool = False) -> Autoencoder | Vae:
+        torch.manual_seed(0)
+        model = build(ModelConfig(name=name, n_latent=3, channels=(4, 8, 8), anchor=anchor), **pca)
+        if shaken:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+        return model
+
+    return made
+
+
+@pytest.fixture
+def scans(rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(rng.random((4, 1, *SHAPE)).astype(np.float32))

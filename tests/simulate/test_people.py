@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from nilatent.simulate import SimulationConfig
+from nilatent.simulate.people import GM_LOST_PER_YEAR, draw_people, group_of, visits_of_people
+
+N = 300
+
+
+def people(**settings):
+    return draw_people(SimulationConfig(**({"n_subjects": N} | settings)), template_ml=1900.0)
+
+
+def test_any_first_people_hold_each_group_in_its_share():
+    config = SimulationConfig(group_fraction=0.4, advanced_fraction=0.1)
+    groups = np.array([group_of(config, index) for index in range(500)])
+    for name, share in {"control": 0.6, "patient": 0.3, "advanced": 0.1}.items():
+        counted = np.cumsum(groups == name)
+        assert np.abs(counted - share * np.arange(1, 501)).max() <= 1.5
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_group_may_have_everyone(share):
+    scans, _ = people(group_fraction=share, n_subjects=20)
+    assert set(scans["group"]) == {"patient" if share else "control"}
+
+
+def test_a_person_is_the_same_among_few_and_many():
+    few, few_planted = people(n_subjects=7)
+    many, many_planted = people(n_subjects=60)
+    assert few.equals(many.iloc[:7])
+    assert few_planted.equals(many_planted.iloc[:7])
+
+
+def test_seeds_give_other_people():
+    assert not people(seed=1)[0]["age"].equals(people(seed=2)[0]["age"])
+
+
+def test_age_sex_and_site_do_not_follow_the_group_unless_confounded():
+    scans, _ = people()
+    sick = scans["group"] == "patient"
+    assert stats.ttest_ind(scans.loc[sick, "age"], scans.loc[~sick, "age"]).pvalue > 0.01
+    assert abs((scans["site"] == "site1")[sick].mean() - (scans["site"] == "site1")[~sick].mean()) < 0.15
+
+
+def test_confounded_by_age():
+    scans, _ = people(confounded="age")
+    sick = scans["group"] == "patient"
+    assert scans.loc[sick, "age"].mean() - scans.loc[~sick, "age"].mean() == pytest.approx(8, abs=2)
+
+
+@pytest.mark.parametrize("n_sites", [2, 5])
+def test_confounded_by_site(n_sites):
+    scans, _ = people(confounded="site", n_sites=n_sites)
+    upper = scans["site"].str.removeprefix("site").astype(int) > n_sites // 2
+    sick = scans["group"] == "patient"
+    assert upper[sick].mean() == pytest.approx(0.85, abs=0.08)
+    assert upper[~sick].mean() == pytest.approx(0.15, abs=0.08)
+    assert scans["site"].nunique() == n_sites
+
+
+def test_the_score_falls_with_disease_within_patients():
+    scans, planted = people()
+    sick = scans["group"] == "patient"
+    assert np.corrcoef(scans["severity"][sick], planted["atrophy"][sick])[0, 1] < -0.6
+    assert scans["severity"].between(0, 30).all()
+    assert scans["severity"][~sick].mean() == pytest.approx(29, abs=0.3)
+
+
+def test_disease_varies_within_patients_and_has_mean_one():
+    scans, planted = people()
+    disease = planted["disease"][scans["group"] == "patient"]
+    assert disease.mean() == pytest.approx(1, abs=0.08)
+    assert disease.std() > 0.2
+    assert disease.between(0.4, 1.6).all()
+    assert (planted["disease"][scans["group"] == "control"] == 0).all()
+
+
+def test_class_mediated_disease_has_no_variance_within_a_class():
+    scans, planted = people(class_mediated=True)
+    assert (planted["atrophy"][scans["group"] == "patient"] == 1).all()
+    assert scans["severity"][scans["group"] == "patient"].std() > 0
+
+
+def test_the_rare_stage_is_more_severe():
+    scans, planted = people(advanced_fraction=0.1)
+    by_group = planted.groupby(scans["group"])["disease"].mean()
+    assert by_group["advanced"] / by_group["patient"] == pytest.approx(1.5, rel=0.15)
+
+
+def test_null_leaves_the_clinic_and_takes_the_brain():
+    scans, planted = people()
+    null_scans, null_planted = people(null=True)
+    assert scans.equals(null_scans)
+    assert (null_planted["atrophy"] == 0).all()
+    assert null_planted["gm_factor"].equals(planted["gm_factor"])
+
+
+def test_under_the_null_group_p_values_of_total_grey_matter_are_uniform():
+    p_values = []
+    for seed in range(120):
+        scans, planted = people(null=True, n_subjects=30, seed=seed)
+        total = planted["head_size"] * planted["gm_factor"] * (1 - planted["atrophy"])
+        sick = scans["group"] == "patient"
+        p_values.append(stats.ttest_ind(total[sick], total[~sick]).pvalue)
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_men_have_larger_heads_and_grey_matter_falls_with_age():
+    scans, planted = people()
+    assert scans.groupby("sex")["intracranial_ml"].mean().diff()["M"] == pytest.approx(190, abs=60)
+    slope = np.polyfit(scans["age"], np.log(planted["gm_factor"]), 1)[0]
+    assert slope == pytest.approx(-GM_LOST_PER_YEAR, abs=0.0012)
+
+
+def test_sessions_follow_each_persons_slope():
+    scans, planted = people(n_sessions=3, n_subjects=20, interval_years=2.0)
+    assert scans.index[:2].tolist() == ["sub-001_ses-01", "sub-001_ses-02"]
+    for subject, rows in scans.groupby("subject_id"):
+        hidden = planted.loc[rows.index]
+        np.testing.assert_allclose(rows["age"] - rows["years"], rows["age"].iloc[0], atol=0.011)
+        slope = np.polyfit(rows["years"], hidden["disease"], 1)[0]
+        assert slope == pytest.approx(hidden["disease_per_year"].iloc[0], abs=1e-3)
+        assert subject == hidden["subject_id"].iloc[0]
+    slopes = planted["disease_per_year"][scans["group"] == "patient"]
+    assert slopes.between(0.05, 0.2).all()
+    assert slopes.nunique() == 10
+
+
+def test_visits_carry_the_tables_in_order():
+    scans, planted = people(n_sessions=2, n_subjects=12, n_sites=3)
+    visits = [visit for one in visits_of_people(scans, planted) for visit in one]
+    assert [f"site{visit.site + 1}" for visit in visits] == scans["site"].tolist()
+    for name in ("atrophy", "head_size", "gm_factor"):
+        assert [getattr(visit, name) for visit in visits] == planted[name].tolist()
