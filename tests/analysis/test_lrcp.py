@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis.lrcp import COLUMNS, LrcpConfig, lrcp, ranking_score
+from nilatent.analysis import stats
+from nilatent.analysis.contrast import Comparison
+from nilatent.analysis.lrcp import COLUMNS, LrcpConfig, lrcp, profile, ranking_score
 from nilatent.errors import CohortError
 from nilatent.finding import read_finding, write_finding
 
@@ -45,8 +47,11 @@ def test_the_order_of_scans_of_latents_and_regions_changes_nothing(study, rng):
     pd.testing.assert_frame_equal(found.table, run(cohort).table)
 
 
-def test_p_is_the_larger_of_both_and_grades_follow_it(study):
-    table = run(study(effect=1.0)).table
+@pytest.mark.parametrize("reading", ["joint", "linked"])
+def test_p_is_the_larger_of_both_and_grades_follow_it(study, reading):
+    table = run(study(effect=1.5, n_latent=12), replace(FAST, reading=reading)).table
+    assert (table["p_a"] < table["p_d"]).any()
+    assert reading == "joint" or (table["p_a"] > table["p_d"]).any()
     np.testing.assert_array_equal(table["p"], table[["p_a", "p_d"]].max(axis=1))
     np.testing.assert_array_equal(table["grade"] == "none", table["p"] > 0.05)
     assert table["score"].is_monotonic_decreasing
@@ -64,6 +69,17 @@ def test_an_association_that_is_only_a_group_difference_is_class_mediated(study)
     row = run(cohort).table.set_index("name").loc["Region_4"]
     assert row["grade"] == "class-mediated"
     assert row["p_a"] <= 0.05 < row["p_centred"]
+
+
+def test_within_groups_scans_are_exchanged_within_groups_only(rng):
+    is_case = np.arange(68) < 8
+    z, x = rng.normal(size=(2, 68, 1)) * np.where(is_case, 100, 1)[:, None]
+    pattern = np.array([-2, -1, -1, 0, 0, 1, 1, 2.0])
+    z[:8, 0], x[:8, 0] = pattern * 100, np.array([-1, -2, 1, 0, 0, -1, 1, 2.0]) * 100
+    comparison = Comparison(np.arange(68), is_case, "A", "B", np.empty((68, 0)), None, {})
+    found = profile(z, x, comparison, FAST, unadjusted=comparison.confounds)
+    free = stats.permuted_correlation(x, z, stats.permutations(68, 300, seed=1), confounds=is_case[:, None])
+    assert free.p_value[0, 0] < 0.05 < min(found.centred.p_value[0, 0], found.joint_centred_p[0])
 
 
 def test_settings_have_their_effect(study):

@@ -1,0 +1,281 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from nilatent.errors import LeakageError, SettingError
+from nilatent.models import ModelConfig
+from nilatent.training import loop
+from nilatent.training.config import TrainConfig, learning_rate
+from nilatent.training.loop import DivergenceError, train
+from nilatent.training.objective import Objective
+from nilatent.training.validation import baselines, validate
+from nilatent.volumes import Volumes, voxel_pca, volumes_in_memory
+
+Cohort = tuple[Volumes, pd.DataFrame]
+SMALL = ModelConfig(n_latent=2, channels=(4, 8, 8))
+SMALL_VAE = dataclasses.replace(SMALL, name="vae")
+SHORT = TrainConfig(n_epochs=3)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def last(folder: Path) -> bytes:
+    """The weights after the last epoch, which every setting moves even when the best epoch is the start."""
+    state = load_file(folder / "resume.safetensors")
+    return b"".join(state[name].numpy().tobytes() for name in sorted(state) if name.startswith("now."))
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae"])
+def test_a_network_follows_a_curve_that_pca_cannot(curved: Cohort, tmp_path: Path, name: str) -> None:
+    volumes, parts = curved
+    config = TrainConfig(n_epochs=25, patience=25, batch_size=4)
+    trained = train(volumes, parts, ModelConfig(name=name, n_latent=1), config, tmp_path)
+    held_out = volumes.rows(list(parts.index[parts["part"] == "test"]))
+    pca = voxel_pca(volumes, volumes.rows(list(parts.index[parts["part"] == "train"])), 1, seed=0)
+    trivial = baselines(pca, volumes, held_out)
+    model = validate(trained.module, volumes, held_out, batch_size=8).fit
+    assert trained.best_epoch > 0
+    assert model.mse < 0.8 * trivial["pca"].mse < trivial["mean_image"].mse
+
+
+def test_on_noise_the_model_stays_pca_and_says_so(noise: Cohort, tmp_path: Path) -> None:
+    trained = train(*noise, dataclasses.replace(SMALL, n_latent=4), TrainConfig(n_epochs=8, patience=5), tmp_path)
+    assert trained.best_epoch == 0
+    assert len(trained.history) == 6
+    assert trained.result["summary"] == "PCA; the network added nothing."
+    assert trained.history["validation_fvu"][0] == pytest.approx(trained.history["pca_fvu"][0], rel=1e-5)
+
+
+def test_history_is_told_in_figures_that_can_be_recomputed(curved: Cohort, tmp_path: Path) -> None:
+    volumes, parts = curved
+    trained = train(volumes, parts, SMALL_VAE, SHORT, tmp_path)
+    rows = volumes.rows(list(parts.index[parts["part"] == "validation"]))
+    x = volumes.masked(rows)
+    mean = volumes.masked(volumes.rows(list(parts.index[parts["part"] == "train"]))).mean(axis=0)
+    best = trained.history.set_index("epoch").loc[trained.best_epoch]
+    checked = validate(trained.module, volumes, rows, batch_size=3)
+    assert best["validation_mse"] == pytest.approx(checked.errors.mean(), rel=1e-5)
+    assert best["validation_fvu"] == pytest.approx(checked.errors.mean() / ((x - mean) ** 2).mean(), rel=1e-4)
+    assert best["kl"] == pytest.approx(checked.kl.sum(axis=1).mean(), rel=1e-5)
+    assert list(trained.history["epoch"]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("model", [SMALL, SMALL_VAE], ids=["autoencoder", "vae"])
+def test_the_same_seed_gives_the_same_bytes(curved: Cohort, tmp_path: Path, model: ModelConfig) -> None:
+    first = train(*curved, model, SHORT, tmp_path / "first")
+    second = train(*curved, model, SHORT, tmp_path / "second")
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    assert last(tmp_path / "first") == last(tmp_path / "second")
+    assert first.content_hash == second.content_hash
+
+
+@pytest.mark.parametrize("step", [0, 3, 7, 14])
+def test_a_run_broken_off_at_any_step_goes_on_to_the_same_bytes(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    train(*curved, SMALL_VAE, SHORT, tmp_path / "whole")
+    steps, forward = count(), Objective.forward
+
+    def breaks(self: Objective, *inputs: object) -> object:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return forward(self, *inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "forward", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        train(*curved, SMALL_VAE, SHORT, tmp_path / "broken")
+    train(*curved, SMALL_VAE, SHORT, tmp_path / "broken")
+    assert last(tmp_path / "broken") == last(tmp_path / "whole")
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_going_on_repeats_no_epoch(curved: Cohort, tmp_path: Path) -> None:
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*curved, SMALL, SHORT, tmp_path, on_epoch=stop)
+    epochs: list[float] = []
+    train(*curved, SMALL, SHORT, tmp_path, on_epoch=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [3]
+
+
+@pytest.mark.parametrize("file", ["resume.safetensors", "start.safetensors"])
+def test_a_torn_file_means_starting_again_not_going_on_wrongly(curved: Cohort, tmp_path: Path, file: str) -> None:
+    train(*curved, SMALL, SHORT, tmp_path)
+    before = weights(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:1000])
+    train(*curved, SMALL, SHORT, tmp_path)
+    assert weights(tmp_path) == before
+
+
+def test_other_settings_do_not_go_on_from_an_older_run(curved: Cohort, tmp_path: Path) -> None:
+    train(*curved, SMALL, SHORT, tmp_path / "reused")
+    other = dataclasses.replace(SHORT, seed=1)
+    train(*curved, SMALL, other, tmp_path / "reused")
+    train(*curved, SMALL, other, tmp_path / "fresh")
+    assert last(tmp_path / "reused") == last(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        *[(SMALL, {name: value}) for name, value in {
+            "n_epochs": 2, "batch_size": 5, "learning_rate": 1e-2, "warmup_epochs": 1.0, "weight_decay": 2.0,
+            "input_noise": 1.0, "latent_noise": 1.0, "seed": 1, "precision": "bf16-mixed",
+        }.items()],
+    ],
+)  # fmt: skip
+def test_every_training_setting_has_an_effect(
+    curved: Cohort, tmp_path: Path, model: ModelConfig, change: dict[str, object]
+) -> None:
+    train(*curved, model, SHORT, tmp_path / "one")
+    train(*curved, model, dataclasses.replace(SHORT, **change), tmp_path / "two")  # type: ignore[arg-type]
+    assert last(tmp_path / "one") != last(tmp_path / "two")
+
+
+@pytest.mark.parametrize("change", [{"beta": 50.0}, {"sigma": 1.0}, {"channels": (4, 8, 4)}, {"anchor": "none"}])
+def test_every_model_setting_has_an_effect(curved: Cohort, tmp_path: Path, change: dict[str, object]) -> None:
+    train(*curved, SMALL_VAE, SHORT, tmp_path / "one")
+    train(*curved, dataclasses.replace(SMALL_VAE, **change), SHORT, tmp_path / "two")  # type: ignore[arg-type]
+    assert last(tmp_path / "one") != last(tmp_path / "two")
+
+
+def test_a_heavy_kl_shrinks_what_the_latents_carry(curved: Cohort, tmp_path: Path) -> None:
+    config = TrainConfig(n_epochs=8, learning_rate=1e-2)
+    kl = {}
+    for beta in (1.0, 1000.0):
+        trained = train(*curved, dataclasses.replace(SMALL_VAE, anchor="none", beta=beta), config, tmp_path / str(beta))
+        kl[beta] = trained.history["kl"].iloc[-1]
+    assert kl[1000.0] < 0.5 * kl[1.0]
+
+
+def test_effective_beta_of_a_fixed_sigma_is_relative_to_the_error_left(curved: Cohort, tmp_path: Path) -> None:
+    trained = train(*curved, dataclasses.replace(SMALL_VAE, beta=2.0, sigma=0.5), SHORT, tmp_path)
+    np.testing.assert_allclose(trained.history["beta_eff"], 2.0 * 0.25 / trained.history["validation_mse"], rtol=1e-6)
+
+
+def test_the_test_part_is_never_looked_at(curved: Cohort, tmp_path: Path) -> None:
+    volumes, parts = curved
+    changed = np.array(volumes.data)
+    changed[parts["part"] == "test"] = 7.0
+    other = volumes_in_memory(changed, mask=volumes.mask, grid=volumes.grid, scans=volumes.scans)
+    train(volumes, parts, SMALL, SHORT, tmp_path / "one")
+    train(other, parts, SMALL, SHORT, tmp_path / "two")
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+def test_divergence_names_the_batch_and_keeps_the_last_good_state(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, forward = count(), Objective.forward
+
+    def explodes(self: Objective, *inputs: object) -> object:
+        return forward(self, *inputs) * (float("nan") if next(steps) == 6 else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "forward", explodes)
+    with pytest.raises(DivergenceError, match=r"epoch 2, batch 2, with the scans sub-\d+, .*learning_rate below 0.001"):
+        train(*curved, SMALL, SHORT, tmp_path)
+    kept = load_file(tmp_path / "resume.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert len(pd.read_csv(tmp_path / "history.tsv", sep="\t")) == 2
+
+
+def test_more_latents_than_scans_are_refused(curved: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"n_latent is 39 .* training scans, 39.*Set model.n_latent to 9"):
+        train(*curved, dataclasses.replace(SMALL, n_latent=39), SHORT, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_an_empty_part_is_refused(curved: Cohort, tmp_path: Path, part: str) -> None:
+    volumes, parts = curved
+    with pytest.raises(SettingError, match=f"'{part}'"):
+        train(volumes, parts[parts["part"] != part], SMALL, SHORT, tmp_path)
+
+
+def test_a_subject_on_both_sides_is_refused(curved: Cohort, tmp_path: Path) -> None:
+    volumes, parts = curved
+    parts.loc[parts.index[-20:], "subject_id"] = "sub-000"
+    with pytest.raises(LeakageError, match="sub-000"):
+        train(volumes, parts, SMALL, SHORT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"n_epochs": -1}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"latent_noise": -1.0},
+     {"precision": "16"}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(SettingError, match=f"training.{next(iter(setting))} is"):
+        TrainConfig(**setting)  # type: ignore[arg-type]
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(n_epochs=10, warmup_epochs=2.0, learning_rate=1.0)
+    rates = [learning_rate(config, epoch) for epoch in (0, 1, 2, 6, 10)]
+    np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-12)
+
+
+def test_one_validation_scan_cannot_convince(curved: Cohort, tmp_path: Path) -> None:
+    volumes, parts = curved
+    few = parts.drop(index=parts.index[parts["part"] == "validation"][1:])
+    assert train(volumes, few, SMALL, SHORT, tmp_path).best_epoch == 0
+
+
+@pytest.fixture
+def script(tmp_path: Path, curved: Cohort) -> Iterator[list[str]]:
+    """A training in a process of its own, on the curved cohort written to disk."""
+    volumes, parts = curved
+    np.savez(tmp_path / "cohort.npz", data=volumes.data, mask=volumes.mask, affine=volumes.grid.affine)
+    volumes.scans.to_csv(tmp_path / "scans.tsv", sep="\t")
+    parts.to_csv(tmp_path / "parts.tsv", sep="\t")
+    code = f"""
+        import sys, numpy as np, pandas as pd, torch
+        from pathlib import Path
+        from nilatent.models import ModelConfig
+        from nilatent.training.loop import TrainConfig, train
+        from nilatent.volumes import Grid, volumes_in_memory
+        torch.set_num_threads(1)
+        here = Path({str(tmp_path)!r})
+        stored = np.load(here / "cohort.npz")
+        read = lambda name: pd.read_csv(here / name, sep="\\t", index_col="scan_id")
+        grid = Grid(stored["mask"].shape, stored["affine"])
+        volumes = volumes_in_memory(stored["data"], mask=stored["mask"], grid=grid, scans=read("scans.tsv"))
+        model = ModelConfig(name="vae", n_latent=2, channels=(4, 8, 8))
+        train(volumes, read("parts.tsv"), model, TrainConfig(n_epochs=15, patience=15), here / sys.argv[1])
+        """
+    yield [sys.executable, "-c", textwrap.dedent(code)]
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_bytes(script: list[str], tmp_path: Path) -> None:
+    subprocess.run([*script, "whole"], check=True)
+    for delay in (0.0, 0.3, 0.7):
+        process = subprocess.Popen([*script, "killed"])
+        while not (tmp_path / "killed" / "history.tsv").exists():
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*script, "killed"], check=True)
+    assert last(tmp_path / "killed") == last(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_the_loop_offers_its_names() -> None:
+    assert {"train", "TrainConfig", "ModelConfig", "DivergenceError"} <= set(loop.__all__)
