@@ -275,6 +275,7 @@ def test_every_stratum_gives_its_share_to_within_one_subject(rng, validation, te
     cohort = made(97, site=rng.choice(["a", "b", "c"], 97), sex=rng.choice(["M", "F", None], 97))
     config = SplitConfig(validation_fraction=validation, test_fraction=test, stratify=("site", "sex"))
     table = split(cohort, config).join(cohort.scans[["site", "sex"]].fillna("-"))
+    assert abs((table["part"] == "validation").sum() - validation * 97) < 2
     for _, stratum in table.groupby(["site", "sex"]):
         counts = stratum["part"].value_counts()
         assert abs(counts.get("test", 0) - test * len(stratum)) < 1

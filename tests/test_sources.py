@@ -388,7 +388,7 @@ def test_read_tsv_names_the_nameless_index_that_spreadsheets_write(tmp_path):
     assert list(read_tsv(table(tmp_path / "t.csv", ["", "a"], ["0", "1"], sep=","))) == ["unnamed_1", "a"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfea", b'a\tb\n"1\t2\n'])
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfea", b'a\tb\n1\t"2\n3\t4\n', b'a\n"1"2\n'])
 def test_read_tsv_refuses_what_is_no_table(tmp_path, content):
     (tmp_path / "t.tsv").write_bytes(content)
     with pytest.raises(CohortError, match=r"t\.tsv"):

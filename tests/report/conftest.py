@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 import xarray as xr
 
+from nilatent import report
 from nilatent.cohort import Cohort, write_cohort
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.provenance import write_json
@@ -28,43 +29,57 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Write a run folder; `label` names a group, a data set, a region and a scan."""
 
     def make(label: str = "patient", *, n_scans: int = 24, with_model: bool = True, column: str = "group") -> Path:
-        rng = np.random.default_rng(0)
-        folder = tmp_path / "run"
-        scans = _scans(rng, label, n_scans, column)
-        write_cohort(_cohort(scans, label), folder / "cohort")
-        write_cohort(_cohort(scans, label), folder / "prepared")
-        _quality(rng, scans).to_csv(folder / "prepared" / "quality.tsv", sep="\t", index=False, na_rep="n/a")
-        settings = {
-            "seed": 7,
-            "study": {"group": column, "exclude": "/home/someone/list.txt"},
-            "atlas": {"spec": "aal2"},
-        }
-        settings |= {"recipe": {"name": "auto", "spacing_mm": 4.0, "fwhm_mm": 8.0, "modulation": True}}
-        (folder / "study.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
-        values = pd.DataFrame(rng.random((n_scans, 2)), columns=[label, "Region_1_L"])
-        values.insert(0, "scan_id", scans.index)
-        values.to_csv(folder / "regions.tsv", sep="\t", index=False)
-        described = [{"name": name, "label": i, "n_voxels": 9.5} for i, name in enumerate([label, "Region_1_L"])]
-        dropped = [{"name": "Tiny", "label": 9, "n_voxels": 1.0, "reason": "under eight voxels"}]
-        write_json(folder / "regions.json", {"regions": described, "dropped": dropped})
-        record = {
-            "stage": "prepared",
-            "content_hash": "ab" * 32,
-            "seed": 7,
-            "versions": {"python": "3.11", "nilatent": "0.1"},
-        }
-        write_json(folder / "prepared" / "provenance.json", record)
-        if with_model:
-            _model(rng, folder, scans)
-            findings = [_reconstruction(rng, scans), _projections(rng, scans, label, column), _lrcp(rng, label)]
-        else:
-            why = f"too few subjects ({n_scans}; at least 20 are needed)"
-            findings = [not_run(name, "Why?", why) for name in ("reconstruction", "projections", "lrcp")]
-        for finding in findings:
-            write_finding(finding, folder / "findings" / finding.name)
-        return folder
+        return write_run(tmp_path, label, n_scans=n_scans, with_model=with_model, column=column)
 
     return make
+
+
+@pytest.fixture(scope="package")
+def built_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with its report; tests only look at it."""
+    folder = write_run(tmp_path_factory.mktemp("built"), "patient", n_scans=24, with_model=True, column="group")
+    report.build(folder)
+    return folder
+
+
+def write_run(
+    place: Path, label: str = "patient", *, n_scans: int = 24, with_model: bool = True, column: str = "group"
+) -> Path:
+    rng = np.random.default_rng(0)
+    folder = place / "run"
+    scans = _scans(rng, label, n_scans, column)
+    write_cohort(_cohort(scans, label), folder / "cohort")
+    write_cohort(_cohort(scans, label), folder / "prepared")
+    _quality(rng, scans).to_csv(folder / "prepared" / "quality.tsv", sep="\t", index=False, na_rep="n/a")
+    settings = {
+        "seed": 7,
+        "study": {"group": column, "exclude": "/home/someone/list.txt"},
+        "atlas": {"spec": "aal2"},
+    }
+    settings |= {"recipe": {"name": "auto", "spacing_mm": 4.0, "fwhm_mm": 8.0, "modulation": True}}
+    (folder / "study.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    values = pd.DataFrame(rng.random((n_scans, 2)), columns=[label, "Region_1_L"])
+    values.insert(0, "scan_id", scans.index)
+    values.to_csv(folder / "regions.tsv", sep="\t", index=False)
+    described = [{"name": name, "label": i, "n_voxels": 9.5} for i, name in enumerate([label, "Region_1_L"])]
+    dropped = [{"name": "Tiny", "label": 9, "n_voxels": 1.0, "reason": "under eight voxels"}]
+    write_json(folder / "regions.json", {"regions": described, "dropped": dropped})
+    record = {
+        "stage": "prepared",
+        "content_hash": "ab" * 32,
+        "seed": 7,
+        "versions": {"python": "3.11", "nilatent": "0.1"},
+    }
+    write_json(folder / "prepared" / "provenance.json", record)
+    if with_model:
+        _model(rng, folder, scans)
+        findings = [_reconstruction(rng, scans), _projections(rng, scans, label, column), _lrcp(rng, label)]
+    else:
+        why = f"too few subjects ({n_scans}; at least 20 are needed)"
+        findings = [not_run(name, "Why?", why) for name in ("reconstruction", "projections", "lrcp")]
+    for finding in findings:
+        write_finding(finding, folder / "findings" / finding.name)
+    return folder
 
 
 def _scans(rng: np.random.Generator, label: str, n: int, column: str) -> pd.DataFrame:

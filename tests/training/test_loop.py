@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from nilatent.training.config import TrainConfig, learning_rate
 from nilatent.training.loop import DivergenceError, train
 from nilatent.training.objective import Objective
 from nilatent.training.validation import baselines, validate
-from nilatent.volumes import Volumes, voxel_pca, volumes_in_memory
+from nilatent.volumes import Volumes, volumes_in_memory, voxel_pca
 
 Cohort = tuple[Volumes, pd.DataFrame]
 SMALL = ModelConfig(n_latent=2, channels=(4, 8, 8))
@@ -104,7 +103,7 @@ def test_a_run_broken_off_at_any_step_goes_on_to_the_same_bytes(
 
 
 def test_going_on_repeats_no_epoch(curved: Cohort, tmp_path: Path) -> None:
-    def stop(row: dict[str, float]) -> None:
+    def stop(row: dict[str, int | float]) -> None:
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
@@ -227,7 +226,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     config = TrainConfig(n_epochs=10, warmup_epochs=2.0, learning_rate=1.0)
-    rates = [learning_rate(config, epoch) for epoch in (0, 1, 2, 6, 10)]
+    rates = [learning_rate(config, epoch) for epoch in (0.0, 1.0, 2.0, 6.0, 10.0)]
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-12)
 
 
@@ -238,7 +237,7 @@ def test_one_validation_scan_cannot_convince(curved: Cohort, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def script(tmp_path: Path, curved: Cohort) -> Iterator[list[str]]:
+def script(tmp_path: Path, curved: Cohort) -> list[str]:
     """A training in a process of its own, on the curved cohort written to disk."""
     volumes, parts = curved
     np.savez(tmp_path / "cohort.npz", data=volumes.data, mask=volumes.mask, affine=volumes.grid.affine)
@@ -259,7 +258,7 @@ def script(tmp_path: Path, curved: Cohort) -> Iterator[list[str]]:
         model = ModelConfig(name="vae", n_latent=2, channels=(4, 8, 8))
         train(volumes, read("parts.tsv"), model, TrainConfig(n_epochs=15, patience=15), here / sys.argv[1])
         """
-    yield [sys.executable, "-c", textwrap.dedent(code)]
+    return [sys.executable, "-c", textwrap.dedent(code)]
 
 
 @pytest.mark.slow

@@ -125,11 +125,16 @@ def show(
         for spine in axes.spines.values():
             spine.set_visible(False)
         for x, letter, side in zip((0.03, 0.97), _EDGES[shown.plane], ("left", "right"), strict=True):
-            axes.text(x, 0.97, letter, transform=axes.transAxes, color=_MARK, fontsize=7.5, ha=side, va="top")
+            _write(axes, x, 0.97, letter, size=7.5, ha=side, va="top")
     if position and shown.position_mm is not None:
-        words = _place(shown.plane, shown.position_mm)
-        axes.text(0.03, 0.03, words, transform=axes.transAxes, color=_MARK, fontsize=6.5, ha="left", va="bottom")
+        _write(axes, 0.03, 0.03, _place(shown.plane, shown.position_mm), size=6.5, ha="left", va="bottom")
     return image
+
+
+def _write(axes: Axes, x: float, y: float, words: str, *, size: float, ha: str, va: str) -> None:
+    # Inside its panel by construction, so the layout need not measure it: with dozens of panels that takes seconds.
+    written = axes.text(x, y, words, transform=axes.transAxes, color=_MARK, fontsize=size, ha=ha, va=va)
+    written.set_in_layout(False)
 
 
 def in_panel(axes: Axes, shown: Cut, *, width: float, height: float) -> None:

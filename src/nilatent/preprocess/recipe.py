@@ -3,7 +3,6 @@
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import ndimage
 
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
-from nilatent.preprocess import derivative, intensity, quality, space, tissue, workers
+from nilatent.preprocess import derivative, intensity, quality, registration, space, tissue, workers
 from nilatent.progress import track
 from nilatent.provenance import hash_values, read_json, versions
 from nilatent.volumes import Grid, template
@@ -26,14 +24,13 @@ RECIPES = ("auto", "t1", "gm")
 # Raised when the same settings give other numbers, so that maps of an older recipe are made again.
 RECIPE_VERSION = 1
 FWHM_LIMIT_MM = 12.0
-FWHM_BY_SIGMA = float(np.sqrt(8 * np.log(2)))
 GM_NAME = re.compile(r"label-GM|(?:^|_)s?\d*m?0?w[pc]1")
 SMOOTHED_NAME = re.compile(r"(?:^|_)s\d*m?0?w[pc]1|desc-\w*[sS]mooth")
 BRAIN_ML = (600.0, 2300.0)
 CROP_MARGIN_MM = 8.0
 # Values of a grey-matter map; modulation takes a few voxels above 1, interpolation a few below 0.
 GM_LOWEST, GM_HIGHEST, GM_PERCENTILE = -0.1, 2.0, 99.9
-MIN_BRAIN_COVERED = 0.95
+MIN_BRAIN_COVERED, COVERAGE_SPACING_MM = 0.95, 4.0
 # Well below any rightly placed brain or map, well above one that lies somewhere else.
 MIN_GM_CORRELATION = 0.35
 MIN_T1_CORRELATION = 0.3
@@ -245,7 +242,7 @@ def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     measured = pd.DataFrame([records[job.scan_id]["Measures"] for job in jobs], index=scans.index, dtype=float)
     for name in quality.MEASURES:
         if name in measured or name in COVARIATES:
-            scans[name] = measured[name] if name in measured else np.nan
+            scans[name] = measured.get(name, np.nan)
     present = [name for name in quality.MEASURES if name in scans]
     flags = quality.outlier_flags(scans[present], scans["dataset"])
     scans["quality_flags"] = flags.mask(flags == "", np.nan)
@@ -298,32 +295,9 @@ def prepare_scan(job: Job) -> None:
         | result.notes,
     }
     moved = job.config.name == "t1"
-    transform = space.itk_text(np.linalg.inv(result.to_template)) if moved else ""
-    image = grid.to_image(smooth(result.gm, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm))
+    transform = registration.itk_text(result.to_template) if moved else ""
+    image = grid.to_image(space.smooth(result.gm, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm))
     derivative.write_scan(job.place, image, transform, key=job.key, described=described, record=record)
-
-
-def smooth(data: npt.NDArray[np.float32], *, fwhm_mm: float, spacing_mm: float) -> npt.NDArray[np.float32]:
-    """Gaussian smoothing of a map on a grid.
-
-    Parameters
-    ----------
-    data : ndarray
-        (x, y, z) map.
-    fwhm_mm : float
-        Full width at half maximum; 0 leaves the map as it is.
-    spacing_mm : float
-        Voxel size.
-
-    Returns
-    -------
-    ndarray
-        (x, y, z) float32; the sum is kept but for what runs over the edge of the grid.
-    """
-    if fwhm_mm == 0:
-        return data
-    sigma = fwhm_mm / FWHM_BY_SIGMA / spacing_mm
-    return np.asarray(ndimage.gaussian_filter(data, sigma, mode="constant"), dtype=np.float32)
 
 
 @cache
@@ -342,7 +316,7 @@ def _gm(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
         step = "Give a grey-matter probability or modulated map (divide percentages by 100), or use the recipe t1."
         raise _broken(job, "range of a grey-matter map", found, step)
     step = "Give a map normalised to MNI space, or prepare the T1 scan with the recipe t1."
-    covered = _covered(scan)
+    covered = space.share_inside(scan, _template("gm", COVERAGE_SPACING_MM) > 0.5, Grid.mni(COVERAGE_SPACING_MM))
     if covered < MIN_BRAIN_COVERED:
         found = f"its field of view covers {covered:.0%} of the template's grey matter, at least {MIN_BRAIN_COVERED:.0%} needed"
         raise _broken(job, "field of view covers the brain", found, step)
@@ -355,15 +329,6 @@ def _gm(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
         raise _broken(job, "lies in MNI space", found, step)
     notes = {"SmoothedBefore": before} if (before := _smoothed_before(job.path)) else {}
     return Prepared(gm, same, measures, notes)
-
-
-def _covered(scan: space.Scan) -> float:
-    coarse = Grid.mni(4.0)
-    voxels = np.argwhere(_template("gm", 4.0) > 0.5)
-    to_scan = np.linalg.inv(scan.affine) @ coarse.affine
-    positions = voxels @ to_scan[:3, :3].T + to_scan[:3, 3]
-    inside = (positions > -0.5) & (positions < np.asarray(scan.data.shape) - 0.5)
-    return float(inside.all(axis=1).mean())
 
 
 def _smoothed_before(path: Path) -> float | str:
@@ -396,14 +361,15 @@ def _t1(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
     field = intensity.bias_field(head.data, mask, head.voxel_mm)
     brain = replace(head, data=np.where(mask, head.data / field, 0).astype(np.float32))
     with tempfile.TemporaryDirectory(dir=job.scratch) as work:
-        to_template, t1_correlation = space.register_affine(
-            brain,
-            template("t1", Grid.mni(space.REGISTRATION_SPACING_MM)),
-            _template("mask", space.REGISTRATION_SPACING_MM),
+        to_template, t1_correlation = registration.register_affine(
+            brain.data,
+            brain.affine,
+            template("t1", Grid.mni(registration.REGISTRATION_SPACING_MM)),
+            _template("mask", registration.REGISTRATION_SPACING_MM),
             work=Path(work),
         )
         if t1_correlation < MIN_T1_CORRELATION:
-            value = f"after alignment its correlation with the template is {t1_correlation:.2f}, at least {MIN_T1_CORRELATION} needed"
+            value = f"aligned, it correlates {t1_correlation:.2f} with the template, at least {MIN_T1_CORRELATION} is needed"
             raise _broken(
                 job, "aligns with the template", value, "Look at the scan: orientation, cuts, lesions or contrast."
             )

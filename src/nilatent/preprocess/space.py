@@ -1,6 +1,5 @@
-"""Space: load a scan and refuse bad geometry, find its affine to the template, resample it once."""
+"""Space: load a scan and refuse bad geometry, crop it, resample it once, smooth it."""
 
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
 from nilatent.errors import ScanError
-from nilatent.extras import require
 from nilatent.volumes import Grid, average_to_grid
 
 VOXEL_MM = (0.4, 6.0)
@@ -21,13 +19,7 @@ MIN_EXTENT_MM = 100.0
 # About three times a 0.5 mm whole head; a header that claims more is damaged, and reading it would fill the memory.
 MAX_VOXELS = 400_000_000
 MAX_SHEAR = 0.02
-REGISTRATION_SPACING_MM = 2.0
-REGISTRATION_SIDE = 112
-# A second start is tried when the first fit is worse than any good fit seen on real brains.
-GOOD_CORRELATION = 0.45
-START_TURNS_DEGREES = (-30.0, 30.0)
-# Transform, iterations, shrink factors and smoothing in voxels of the 2 mm copies.
-STAGES = (("Rigid", "200", "4", "2vox"), ("Affine", "200x100x20", "4x2x1", "2x1x0vox"))
+FWHM_BY_SIGMA = float(np.sqrt(8 * np.log(2)))
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError)
 
 
@@ -251,154 +243,47 @@ def pull(image: nib.Nifti1Image, scan: Scan, to_template: npt.NDArray[np.float64
     return np.asarray(moved, dtype=np.float32)
 
 
-def register_affine(
-    brain: Scan, template: nib.Nifti1Image, weight: npt.NDArray[np.float32], *, work: Path
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Affine from the subject to the template, brain to brain: rigid (6), then affine (12).
+def share_inside(scan: Scan, voxels: npt.NDArray[np.bool_], grid: Grid) -> float:
+    """Share of some voxels of a grid whose centres lie in the field of view of a scan.
 
     Parameters
     ----------
-    brain : Scan
-        Skull-stripped, bias-corrected; background 0.
-    template : Nifti1Image
-        Brain-only T1 on a RAS grid of about 2 mm.
-    weight : ndarray
-        (x, y, z) template brain mask on the same grid, in [0, 1], for the correlation.
-    work : Path
-        Folder for the engine's temporary files; the caller removes it.
+    scan : Scan
+        In the grid's space.
+    voxels : ndarray
+        (x, y, z) bool on the grid, at least one true.
+    grid : Grid
+        Of the voxels.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
+    to_scan = np.linalg.inv(scan.affine) @ grid.affine
+    positions = np.argwhere(voxels) @ to_scan[:3, :3].T + to_scan[:3, 3]
+    inside = (positions > -0.5) & (positions < np.asarray(scan.data.shape) - 0.5)
+    return float(inside.all(axis=1).mean())
+
+
+def smooth(data: npt.NDArray[np.float32], *, fwhm_mm: float, spacing_mm: float) -> npt.NDArray[np.float32]:
+    """Gaussian smoothing of a map on a grid.
+
+    Parameters
+    ----------
+    data : ndarray
+        (x, y, z) map.
+    fwhm_mm : float
+        Full width at half maximum; 0 leaves the map as it is.
+    spacing_mm : float
+        Voxel size.
 
     Returns
     -------
     ndarray
-        (4, 4) RAS millimetres of the subject to RAS millimetres of the template.
-    float
-        Correlation with the template inside its mask, in [-1, 1].
-
-    Notes
-    -----
-    Mutual information, pyramid 8/4/2 mm on copies at 2 mm: the affine has twelve numbers, and more iterations at the
-    finest level move no point of the brain by more than a few hundredths of a millimetre. When the first fit is poor,
-    starts turned by 30 degrees about each axis are tried and the best is kept.
+        (x, y, z) float32; the sum is kept but for what runs over the edge of the grid.
     """
-    grid = Grid((template.shape[0], template.shape[1], template.shape[2]), np.asarray(template.affine))
-    fixed = template.get_fdata(dtype=np.float32)
-    copy = _registration_copy(brain)
-    best: tuple[float, npt.NDArray[np.float64]] | None = None
-    for start in _starts(copy, fixed, grid):
-        to_template = _engine(copy, fixed, grid, start=start, work=work)
-        moved = average_to_grid(copy.data, to_template @ copy.affine, grid)
-        correlation = _correlation(moved, fixed, weight)
-        if best is None or correlation > best[0]:
-            best = (correlation, to_template)
-        if best[0] >= GOOD_CORRELATION:
-            break
-    if best is None:
-        raise RuntimeError("registration was given no start")
-    return best[1], best[0]
-
-
-def _registration_copy(brain: Scan) -> Scan:
-    # The copy's axes follow the world, so that the engine never sees an oblique header.
-    positions = np.argwhere(brain.data > 0)
-    centre = brain.affine[:3, :3] @ positions.mean(axis=0) + brain.affine[:3, 3]
-    affine = np.diag([REGISTRATION_SPACING_MM] * 3 + [1.0])
-    affine[:3, 3] = centre - REGISTRATION_SPACING_MM * (REGISTRATION_SIDE - 1) / 2
-    grid = Grid((REGISTRATION_SIDE,) * 3, affine)
-    return Scan(average_to_grid(brain.data, brain.affine, grid), affine, brain.stored_axes, brain.oriented_by)
-
-
-def _starts(copy: Scan, fixed: npt.NDArray[np.float32], grid: Grid) -> list[npt.NDArray[np.float64]]:
-    """Template-to-subject starts: centres of mass together, then the same turned about each axis."""
-    centre_of_scan = copy.affine[:3, :3] @ np.argwhere(copy.data > 0).mean(axis=0) + copy.affine[:3, 3]
-    centre_of_template = grid.affine[:3, :3] @ np.argwhere(fixed > 0).mean(axis=0) + grid.affine[:3, 3]
-    turns = [np.eye(3)]
-    for axis in range(3):
-        for degrees in START_TURNS_DEGREES:
-            first, second = (other for other in range(3) if other != axis)
-            turn = np.eye(3)
-            cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-            turn[first, first], turn[first, second] = cosine, -sine
-            turn[second, first], turn[second, second] = sine, cosine
-            turns.append(turn)
-    starts = []
-    for turn in turns:
-        start = np.eye(4)
-        start[:3, :3] = turn
-        start[:3, 3] = centre_of_scan - turn @ centre_of_template
-        starts.append(start)
-    return starts
-
-
-def _engine(
-    copy: Scan, fixed: npt.NDArray[np.float32], grid: Grid, *, start: npt.NDArray[np.float64], work: Path
-) -> npt.NDArray[np.float64]:
-    ants = require("ants", extra="prepare")
-    target, moving = (_to_ants(fixed, grid.affine), _to_ants(copy.data, copy.affine))
-    names = [ants.internal.get_pointer_string(image) for image in (target, moving)]
-    metric = ["--metric", f"MI[{names[0]},{names[1]},1,32,Regular,0.25]"]
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        initial = Path(folder) / "start.txt"
-        initial.write_text(itk_text(start), encoding="ascii")
-        command = ["--dimensionality", "3", "--initial-moving-transform", str(initial)]
-        for kind, steps, factors, sigmas in STAGES:
-            command += [*metric, "--transform", f"{kind}[0.1]", "--convergence", f"[{steps},1e-5,10]"]
-            command += ["--shrink-factors", factors, "--smoothing-sigmas", sigmas]
-        command += ["--output", f"{folder}/found_", "--collapse-output-transforms", "1", "--float", "1"]
-        command += ["--random-seed", "1", "--write-composite-transform", "0"]
-        # Given a list, antspyx hands it to antsRegistration as it is; both stages then run in one call, and seeded.
-        ants.registration(command, None)
-        matrix = _from_ants(ants.read_transform(f"{folder}/found_0GenericAffine.mat"))
-    return np.asarray(np.linalg.inv(matrix))
-
-
-def _to_ants(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> object:
-    # The engine counts millimetres towards left and posterior (LPS), nibabel towards right and anterior (RAS).
-    flip = np.diag([-1.0, -1.0, 1.0])
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    ants = require("ants", extra="prepare")
-    return ants.from_numpy(
-        np.asarray(data, dtype=np.float32),
-        origin=[float(value) for value in flip @ affine[:3, 3]],
-        spacing=[float(side) for side in sides],
-        direction=flip @ (affine[:3, :3] / sides),
-    )
-
-
-def _from_ants(transform: object) -> npt.NDArray[np.float64]:
-    parameters = np.asarray(transform.parameters, dtype=float)  # type: ignore[attr-defined]
-    centre = np.asarray(transform.fixed_parameters, dtype=float)  # type: ignore[attr-defined]
-    matrix = np.eye(4)
-    matrix[:3, :3] = parameters[:9].reshape(3, 3)
-    matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
-    return _lps(matrix)
-
-
-def _lps(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return np.asarray(flip @ matrix @ flip)
-
-
-def itk_text(template_to_subject: npt.NDArray[np.float64]) -> str:
-    """An affine in ITK's text format, which maps points of the template to points of the subject.
-
-    Parameters
-    ----------
-    template_to_subject : ndarray
-        (4, 4) RAS millimetres.
-
-    Returns
-    -------
-    str
-        Content of a ``.txt`` transform for ANTs, ITK-SNAP and 3D Slicer.
-    """
-    matrix = _lps(np.asarray(template_to_subject, dtype=float))
-    numbers = " ".join(f"{value:.12g}" for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
-    return (
-        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
-        f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
-    )
-
-
-def _correlation(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]) -> float:
-    inside = weight > 0.5
-    return float(np.corrcoef(one[inside], two[inside])[0, 1])
+    if fwhm_mm == 0:
+        return data
+    sigma = fwhm_mm / FWHM_BY_SIGMA / spacing_mm
+    return np.asarray(ndimage.gaussian_filter(data, sigma, mode="constant"), dtype=np.float32)

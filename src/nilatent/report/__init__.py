@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -204,7 +206,7 @@ def _map_pictures(spec: FindingSection, found: Finding) -> Sequence[page.Picture
     shown = {name: look for name, look in spec.maps.items() if name in found.maps}
     if not shown:
         return ()
-    background = template("t1", Grid.mni(BACKGROUND_MM))
+    background = _background()
     return [
         page.picture(
             brain.draw_map(found.maps[name], background=background, label=label, limits=limits),
@@ -214,6 +216,11 @@ def _map_pictures(spec: FindingSection, found: Finding) -> Sequence[page.Picture
         )
         for name, (label, limits) in shown.items()
     ]
+
+
+@cache
+def _background() -> nib.Nifti1Image:
+    return template("t1", Grid.mni(BACKGROUND_MM))
 
 
 def _scatter_columns(run: study.Run) -> pd.DataFrame:

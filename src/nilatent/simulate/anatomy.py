@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -102,7 +102,7 @@ def base_anatomy(config: SimulationConfig) -> Anatomy:
     table = pd.DataFrame({"label": label, "name": config.regions, "planted_loss": losses})
     gain, noise = _sites(config, grid)
     anatomy = Anatomy(grid, source, grey, lost, gain, noise, table)
-    return Anatomy(grid, source, grey, lost, gain, noise, table.assign(loss_on_grid=_loss_on_grid(anatomy)))
+    return replace(anatomy, regions=table.assign(loss_on_grid=_loss_on_grid(anatomy)))
 
 
 @cache

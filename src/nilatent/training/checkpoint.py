@@ -78,12 +78,12 @@ class Progress:
     ----------
     best : dict[str, Tensor]
         Weights of the best epoch.
-    history : tuple[dict[str, float], ...]
+    history : tuple[dict[str, int | float], ...]
         One row per epoch, the start included.
     """
 
     best: dict[str, Tensor]
-    history: tuple[dict[str, float], ...]
+    history: tuple[dict[str, int | float], ...]
 
     @property
     def epoch(self) -> int:

@@ -81,7 +81,7 @@ def train(
     config: TrainConfig,
     folder: Path,
     *,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[dict[str, int | float]], None] | None = None,
 ) -> TrainedModel:
     """Train a model, or go on where a killed run stopped.
 
@@ -291,7 +291,7 @@ def _convincing(run: Run, checked: Validation) -> bool:
     return True
 
 
-def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, float]:
+def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, int | float]:
     variational, sigma = run.model_config.name == "vae", run.model_config.sigma
     # The weight of the KL relative to the likelihood whose noise is the error that is left.
     beta = run.model_config.beta * (1.0 if sigma is None else sigma**2 / max(checked.fit.mse, 1e-30))
@@ -304,7 +304,7 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
         "kl": float(checked.kl.sum(axis=1).mean()) if variational else math.nan,
         "n_active": int(diagnostics.active(checked.means, checked.kl).sum()),
         "beta_eff": beta if variational else 0.0,
-        "learning_rate": learning_rate(run.config, epoch),
+        "learning_rate": learning_rate(run.config, float(epoch)),
         "seconds": round(seconds, 3),
     }
 
