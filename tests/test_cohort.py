@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.cohort import Cohort, SplitConfig, exclude, load_cohort, read_cohort, split, write_cohort
+from nilatent.cohort import Cohort, SplitConfig, exclude, load_cohort, read_cohort, select, split, write_cohort
 from nilatent.errors import CohortError, SettingError
 
 
@@ -259,6 +259,22 @@ def test_exclude_refuses_a_scan_that_is_not_there():
     failure = {"scan_id": "sub-9", "stage": "", "rule": "", "reason": ""}
     with pytest.raises(CohortError, match="sub-9"):
         exclude(made(2), [failure])
+
+
+# Selecting
+
+
+def test_select_keeps_the_subjects_named_and_their_exclusions():
+    failure = {"scan_id": "sub-001_ses-1", "stage": "read", "rule": "nan", "reason": "Look."}
+    gone = [failure, failure | {"scan_id": "sub-002_ses-0"}, failure | {"scan_id": "sub-002_ses-1"}]
+    cohort = exclude(made(4, n_sessions=2), gone)
+    chosen = select(cohort, ["001", "sub-002"])
+    assert list(chosen.scans.index) == ["sub-001_ses-0"]
+    assert list(chosen.excluded["scan_id"]) == ["sub-001_ses-1", "sub-002_ses-0", "sub-002_ses-1"]
+    assert len(cohort.scans) == 5
+    for label in ("9", "sub-9"):
+        with pytest.raises(CohortError, match="no subject sub-9"):
+            select(cohort, [label])
 
 
 # Splitting

@@ -220,8 +220,8 @@ def select(cohort: Cohort, labels: Sequence[str]) -> Cohort:
     CohortError
         When a label names no subject.
     """
-    wanted = [label if label in set(cohort.scans["subject_id"]) else f"sub-{label}" for label in labels]
     known = {*cohort.scans["subject_id"], *(text.split("_ses-")[0] for text in cohort.excluded["scan_id"])}
+    wanted = [label if label in known or label.startswith("sub-") else f"sub-{label}" for label in labels]
     absent = [label for label in wanted if label not in known]
     if absent:
         raise CohortError(f"There is no subject {absent[0]}. The subjects are {', '.join(sorted(known)[:10])} ...")

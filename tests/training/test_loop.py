@@ -41,8 +41,8 @@ def last(folder: Path) -> bytes:
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])
 def test_a_network_follows_a_curve_that_pca_cannot(curved: Cohort, tmp_path: Path, name: str) -> None:
     volumes, parts = curved
-    config = TrainConfig(n_epochs=25, patience=25, batch_size=4)
-    trained = train(volumes, parts, ModelConfig(name=name, n_latent=1), config, tmp_path)
+    config = TrainConfig(n_epochs=12, learning_rate=4e-3)
+    trained = train(volumes, parts, ModelConfig(name=name, n_latent=1, channels=(4, 8, 16)), config, tmp_path)
     held_out = volumes.rows(list(parts.index[parts["part"] == "test"]))
     pca = voxel_pca(volumes, volumes.rows(list(parts.index[parts["part"] == "train"])), 1, seed=0)
     trivial = baselines(pca, volumes, held_out)
@@ -156,7 +156,7 @@ def test_every_model_setting_has_an_effect(curved: Cohort, tmp_path: Path, chang
 
 
 def test_a_heavy_kl_shrinks_what_the_latents_carry(curved: Cohort, tmp_path: Path) -> None:
-    config = TrainConfig(n_epochs=8, learning_rate=1e-2)
+    config = TrainConfig(n_epochs=4, learning_rate=1e-2)
     kl = {}
     for beta in (1.0, 1000.0):
         trained = train(*curved, dataclasses.replace(SMALL_VAE, anchor="none", beta=beta), config, tmp_path / str(beta))

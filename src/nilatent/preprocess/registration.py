@@ -85,7 +85,7 @@ def _grid_around(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64])
 
 
 def _starts(of_scan: npt.NDArray[np.float64], of_template: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-    """Template-to-subject starts: the centres together, then the same turned about each axis."""
+    """Scan-to-template starts: the centres together, then the same turned about each axis."""
     turns = [np.eye(3)]
     turns += [
         Rotation.from_euler(axis, turn, degrees=True).as_matrix() for axis in "xyz" for turn in START_TURNS_DEGREES
@@ -94,7 +94,7 @@ def _starts(of_scan: npt.NDArray[np.float64], of_template: npt.NDArray[np.float6
     for turn in turns:
         start = np.eye(4)
         start[:3, :3] = turn
-        start[:3, 3] = of_scan - turn @ of_template
+        start[:3, 3] = of_template - turn @ of_scan
         starts.append(start)
     return starts
 
@@ -145,20 +145,21 @@ def _lps(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(FLIP @ matrix @ FLIP)
 
 
-def itk_text(template_to_subject: npt.NDArray[np.float64]) -> str:
-    """An affine in ITK's text format, which maps points of the template to points of the subject.
+def itk_text(to_template: npt.NDArray[np.float64]) -> str:
+    """The transform that moves the subject's image to the template, in ITK's text format.
 
     Parameters
     ----------
-    template_to_subject : ndarray
-        (4, 4) RAS millimetres.
+    to_template : ndarray
+        (4, 4) RAS millimetres of the subject to those of the template. ITK writes the inverse, since moving an image
+        needs, for each point of the template, the point of the subject to look at.
 
     Returns
     -------
     str
         Content of a ``.txt`` transform for ANTs, ITK-SNAP and 3D Slicer.
     """
-    matrix = _lps(np.asarray(template_to_subject, dtype=float))
+    matrix = _lps(np.linalg.inv(np.asarray(to_template, dtype=np.float64)))
     numbers = " ".join(f"{value:.12g}" for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
     return (
         "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"

@@ -109,7 +109,9 @@
       const chosen = { colour: Number(select.colour.value), x: Number(select.x.value), y: Number(select.y.value) };
       // A closed list: by default Plotly offers a button that sends the chart, and so the participants, to its cloud.
       const buttons = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
-      const options = { responsive: true, displaylogo: false, modeBarButtons: buttons, showSendToCloud: false, plotlyServerURL: "" };
+      const options = {
+        responsive: true, displaylogo: false, modeBarButtons: buttons, showSendToCloud: false, plotlyServerURL: "", typesetMath: false,
+      };
       window.Plotly.react(canvas, traces(data, chosen), layout(data, chosen), options);
     };
     box.hidden = false;

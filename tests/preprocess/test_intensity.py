@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from nilatent.preprocess import intensity
+
+
+def test_noise_is_the_standard_deviation_of_white_noise_over_smooth_anatomy(rng):
+    smooth = 100 + 30 * ndimage.gaussian_filter(rng.normal(size=(41, 43, 39)), 4) * 20
+    noisy = (smooth + rng.normal(0, 2.5, smooth.shape)).astype(np.float32)
+    assert intensity.noise(noisy, np.ones(noisy.shape, dtype=bool)) == pytest.approx(2.5, rel=0.05)
+    assert np.isnan(intensity.noise(noisy, np.zeros(noisy.shape, dtype=bool)))
+
+
+def test_percentile_scaling_uses_the_mask_alone(rng):
+    data = rng.normal(50, 10, (15, 17, 13)).astype(np.float32)
+    mask = rng.random(data.shape) > 0.4
+    scaled = intensity.scale_percentiles(data, mask, low=10, high=90)
+    bottom, top = np.percentile(data[mask], (10, 90))
+    np.testing.assert_allclose(scaled[mask], np.clip((data[mask] - bottom) / (top - bottom), 0, 1), atol=1e-5)
+    assert (scaled[~mask] == 0).all()
+    np.testing.assert_array_equal(intensity.scale_percentiles(np.where(mask, data, 1e6), mask, low=10, high=90), scaled)
+
+
+def test_bias_range_is_the_ratio_of_percentiles():
+    field = np.linspace(1, 2, 101, dtype=np.float32).reshape(101, 1, 1)
+    assert intensity.bias_range(field, np.ones(field.shape, dtype=bool)) == pytest.approx(1.95 / 1.05)
+
+
+@pytest.mark.slow
+def test_the_planted_bias_field_is_found(rng):
+    pytest.importorskip("ants")
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, side) for side in (61, 73, 59)), indexing="ij")
+    mask = x**2 + y**2 + z**2 < 0.9
+    tissue = np.where(ndimage.gaussian_filter(rng.normal(size=mask.shape), 3) > 0, 100.0, 60.0)
+    planted = np.exp(0.3 * x + 0.2 * y * z)
+    data = np.where(mask, tissue * planted + rng.normal(0, 1, mask.shape), 0).astype(np.float32)
+    found = intensity.bias_field(data, mask, np.full(3, 2.5))
+    before = np.log(planted[mask]).std()
+    after = (np.log(planted[mask]) - np.log(found[mask])).std()
+    assert after < before / 3
+    assert np.log(found[mask]).mean() == pytest.approx(0, abs=1e-4)
