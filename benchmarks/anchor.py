@@ -1,4 +1,4 @@
-"""Does the network add anything to PCA on scans it has not seen?
+"""Whether the network adds anything to PCA on scans it has not seen.
 
 Over several splits by subject: held-out FVU of PCA, of the plain and of the PCA-anchored models, paired with PCA.
 

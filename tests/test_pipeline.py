@@ -44,6 +44,11 @@ def test_study_that_the_cohort_can_answer_passes(cohort: Cohort):
     check_study(cohort, read_config(overrides={"study.group": "diagnosis", "study.contrast": "AD:CN"}))
 
 
+def test_groups_written_as_numbers_are_called_as_they_were_written(cohort: Cohort):
+    cohort.scans["arm"] = [1.0, 1.0, 0.0]
+    check_study(cohort, read_config(overrides={"study.group": "arm", "study.contrast": "1:0"}))
+
+
 def test_exclusions_take_scans_and_whole_subjects_with_their_reason(cohort: Cohort, tmp_path: Path):
     file = tmp_path / "out.tsv"
     file.write_text("scan_id\nsub-a\tmoved\nsub-b\n")

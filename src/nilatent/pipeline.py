@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from nilatent.analysis.contrast import level_words
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
@@ -367,7 +368,7 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
     if study.contrast and not study.group:
         raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
     if study.contrast:
-        values = sorted(cohort.scans[study.group].dropna().astype(str).unique())
+        values = sorted(level_words(cohort.scans[study.group]).dropna().unique())
         sides = study.contrast.split(":")
         if len(sides) != 2 or sides[0] == sides[1]:
             raise SettingError(f"--contrast is two different values joined by a colon, got '{study.contrast}'.")

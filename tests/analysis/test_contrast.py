@@ -29,6 +29,11 @@ def scans(rng):
     )
 
 
+def test_session_two_comes_before_session_ten(scans):
+    scans.iloc[:2, :2] = [["scan-0", "ses-10"], ["scan-0", "ses-2"]]
+    assert first_scans(scans).tolist() == list(range(1, 40))
+
+
 def test_the_first_session_of_each_subject_is_kept_and_the_rest_listed(scans):
     scans.iloc[3, :2] = ["scan-2", "02"]
     scans.iloc[2, 1] = "01"

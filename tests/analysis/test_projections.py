@@ -68,6 +68,13 @@ def test_a_group_that_follows_the_site_is_not_found_within_sites(study):
     assert set(within.data["scan_group"].values) == {"1", "2"}
 
 
+def test_a_column_with_a_slash_in_its_name_can_be_written(study, tmp_path):
+    cohort = study()
+    cohort.scans["M/F"] = cohort.scans["group"]
+    write_finding(run(cohort, group="M/F"), tmp_path)
+    assert set(read_finding(tmp_path).data["scan_M_F"].values) == set(cohort.scans["group"].astype(str))
+
+
 def test_what_is_absent_or_constant_is_named_not_related(study):
     cohort = study()
     cohort.scans["sex"] = "F"

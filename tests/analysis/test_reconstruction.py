@@ -69,6 +69,7 @@ def test_the_verdict_needs_an_interval_that_excludes_zero(volumes, parts):
     assert equal.count("): not distinguishable") == 3
     assert poor.count("better than the mean image: no") == 3
     assert module.verdict((-0.1, -0.3, 0.1)) == "not distinguishable"
+    assert module.verdict((1e-7, -1e-6, 1e-6)) == "no, the same"
 
 
 def test_each_cohort_stands_in_the_first_sentence_and_the_table(volumes, parts):

@@ -71,11 +71,13 @@ def broken(name, path, rng):
     return path
 
 
-@pytest.mark.parametrize(
-    "rule",
-    ["file exists", "file not empty", "readable", "three dimensions", "finite values", "not constant", "voxel size"]
-    + ["extent", "right-angled axes", "plausible size"],
-)
+BROKEN_RULES = """
+file exists; file not empty; readable; three dimensions; finite values; not constant; voxel size; extent;
+right-angled axes; plausible size
+"""
+
+
+@pytest.mark.parametrize("rule", [rule.strip() for rule in BROKEN_RULES.split(";")])
 def test_bad_scan_is_refused_by_rule_and_file(tmp_path, rng, rule):
     path = broken(rule, tmp_path / "scan.nii.gz", rng)
     with pytest.raises(ScanError, match=f"rule '{rule}'") as caught:

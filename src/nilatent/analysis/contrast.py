@@ -67,7 +67,9 @@ def first_scans(scans: pd.DataFrame) -> np.ndarray:
     Scans of one subject are not exchangeable with scans of others, so permutation tests use one scan per subject.
     """
     sessions = scans["session_id"].astype(str) if "session_id" in scans else pd.Series("", index=scans.index)
-    order = pd.DataFrame({"subject": scans["subject_id"].to_numpy(), "session": sessions.to_numpy()})
+    # Numbers in the label are compared as numbers, or ses-10 would come before ses-2.
+    counted = sessions.str.replace(r"\d+", lambda digits: digits.group().zfill(12), regex=True)
+    order = pd.DataFrame({"subject": scans["subject_id"].to_numpy(), "session": counted.to_numpy()})
     first = order.reset_index().sort_values(["session", "index"]).drop_duplicates("subject")["index"]
     return np.sort(first.to_numpy())
 

@@ -245,7 +245,8 @@ def _data(
         is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         text = level_words(values).fillna("n/a").to_numpy().astype(str)
         drawn = values.to_numpy(dtype=np.float64) if is_number and name not in levels else text
-        variables[f"scan_{name}"] = ("scan", drawn)
+        # netCDF allows no slash in a name, and a column may be called M/F.
+        variables[f"scan_{name}".replace("/", "_")] = ("scan", drawn)
     return xr.Dataset(
         {
             "scores": (("scan", "component"), scores),

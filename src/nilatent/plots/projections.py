@@ -121,13 +121,10 @@ def draw_relations(finding: Finding) -> Figure:
 
 def _groups(data: xr.Dataset, group: str) -> np.ndarray:
     for name in (group, "dataset"):
-        if name and f"scan_{name}" in data:
-            return np.array(
-                [
-                    NOT_GIVEN if value in ("", "n/a", "nan") else value
-                    for value in data[f"scan_{name}"].values.astype(str)
-                ]
-            )
+        stored = f"scan_{name}".replace("/", "_")
+        if name and stored in data:
+            words = data[stored].values.astype(str)
+            return np.array([NOT_GIVEN if word in ("", "n/a", "nan") else word for word in words])
     return np.full(data.sizes["scan"], "all scans")
 
 

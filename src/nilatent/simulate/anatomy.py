@@ -23,8 +23,8 @@ LATTICE_MM = 4.0
 DEEP_CENTRE_MM, DEEP_RADIUS_MM, DEEP_CALM = (0.0, -20.0, -5.0), 30.0, 0.6
 # Chosen so that PCA of equal size leaves about as much of held-out grey matter unexplained as on real scans that were
 # moved to MNI space by an affine: 72 scans at 4 mm, 16 components, raw and smoothed to FWHM 4, 8 and 12 mm give
-# .84, .79, .56 and .43 here and .90, .83, .61 and .40 there.
-SCALES = (Scale(120.0, 3.0, False), Scale(30.0, 0.9, False), Scale(12.0, 3.5, True))
+# .86, .81, .58 and .43 here and .90, .83, .61 and .40 there.
+SCALES = (Scale(120.0, 2.0, False), Scale(30.0, 0.8, False), Scale(12.0, 3.0, True))
 # One person's ribbon is crisper than the average over people that the template is.
 SHARPNESS = 2
 ATLAS_MM = 2.0
