@@ -66,7 +66,7 @@ def test_the_verdict_needs_an_interval_that_excludes_zero(volumes, parts):
     first = "On 12 held-out scans of 12 subjects the model is better than the mean image: yes (FVU 0.000"
     assert perfect.startswith(first)
     assert "better than PCA of equal size (3 components, FVU" in perfect
-    assert equal.count("): not distinguishable") == 3
+    assert equal.count("): no, the same") == 3
     assert poor.count("better than the mean image: no") == 3
     assert module.verdict((-0.1, -0.3, 0.1)) == "not distinguishable"
     assert module.verdict((1e-7, -1e-6, 1e-6)) == "no, the same"
