@@ -27,7 +27,7 @@ def test_a_whole_head_is_not_taken_for_a_stripped_one(rng):
 
 
 @pytest.mark.slow
-def test_segmentation_finds_planted_tissues_and_leaves_no_files(rng, tmp_path):
+def test_segmentation_finds_planted_tissues_and_repeats_itself(rng, tmp_path):
     pytest.importorskip("ants")
     mask = ball((45, 47, 43), 20)
     rank = ndimage.gaussian_filter(rng.normal(size=mask.shape), 4)
@@ -35,7 +35,8 @@ def test_segmentation_finds_planted_tissues_and_leaves_no_files(rng, tmp_path):
     truth = np.digitize(rank, cuts)
     data = np.where(mask, np.array([60.0, 100.0, 20.0])[truth] + rng.normal(0, 6, mask.shape), 0).astype(np.float32)
     priors = [ndimage.gaussian_filter((truth == label).astype(np.float32), 2) for label in range(3)]
-    found = tissue.segment(data, mask, priors, np.full(3, 2.0), work=tmp_path)
+    found, again = (tissue.segment(data, mask, priors, np.full(3, 2.0), work=tmp_path) for _ in range(2))
+    np.testing.assert_array_equal(found, again)
     total = np.sum(found, axis=0)
     np.testing.assert_allclose(total[mask], 1, atol=1e-4)
     assert (total[~mask] == 0).all()

@@ -146,6 +146,8 @@ def segment(
             m=f"[{ATROPOS_MRF},1x1x1]",
             c=f"[{ATROPOS_ITERATIONS},0]",
             priorweight=PRIOR_WEIGHT,
+            # By default Atropos seeds its order of updates with the time of day.
+            r=0,
         )
     # Posteriors exist inside the working mask only; spreading them outwards first keeps the brain's rim from fading.
     nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
