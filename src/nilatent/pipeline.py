@@ -1,14 +1,12 @@
 """The whole river on one screen: from sources to a report, each stage skipped when nothing it depends on has changed."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from nilatent.analysis.contrast import level_words
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
@@ -17,7 +15,7 @@ from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
 from nilatent.analysis.regional import read_regions, regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
-from nilatent.cohort import Cohort, SplitConfig, exclude, load_cohort, read_cohort, split, write_cohort
+from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort
 from nilatent.config import RunConfig, read_config, sized, write_config
 from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError, SettingError
@@ -27,6 +25,7 @@ from nilatent.preprocess.recipe import prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
 from nilatent.simulate import SimulationConfig, simulate
+from nilatent.study import check_study, listed_exclusions, nearest, stratified
 from nilatent.training.checkpoint import load_model
 from nilatent.training.loop import train
 from nilatent.volumes import Grid, Volumes, open_volumes, pack
@@ -341,84 +340,4 @@ def check_names(until: str, only: Sequence[str]) -> None:
         raise SettingError(f"A run goes until one of {', '.join(STAGES)}, got '{until}'.")
     for name in only:
         if name not in QUESTIONS:
-            raise SettingError(f"There is no analysis '{name}'.{_nearest(name, list(QUESTIONS))}")
-
-
-def stratified(config: RunConfig, prepared: Cohort) -> SplitConfig:
-    """The split's settings; without strata of its own, by group and sex where every subject has them."""
-    if config.split.stratify:
-        return config.split
-    wanted = [name for name in (config.study.group, "sex") if name and name in prepared.scans]
-    return replace(config.split, stratify=tuple(wanted))
-
-
-def check_study(cohort: Cohort, config: RunConfig) -> None:
-    """Refuse a study that asks for columns or groups the cohort does not have, before anything is computed.
-
-    Raises
-    ------
-    SettingError
-        Names the column or group and the nearest one there is.
-    """
-    study = config.study
-    asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
-    for flag, name in asked.items():
-        if name and name not in cohort.scans:
-            raise SettingError(f"{flag}: there is no column '{name}'.{_nearest(name, list(map(str, cohort.scans)))}")
-    if study.contrast and not study.group:
-        raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
-    if study.contrast:
-        values = sorted(level_words(cohort.scans[study.group]).dropna().unique())
-        sides = study.contrast.split(":")
-        if len(sides) != 2 or sides[0] == sides[1]:
-            raise SettingError(f"--contrast is two different values joined by a colon, got '{study.contrast}'.")
-        for side in sides:
-            if side not in values:
-                raise SettingError(f"--contrast: column '{study.group}' has no value '{side}'.{_nearest(side, values)}")
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(names[:20])}."
-
-
-def listed_exclusions(cohort: Cohort, path: Path) -> list[Mapping[str, str]]:
-    """Scans that the user's file leaves out.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        The scans.
-    path : Path
-        One scan or subject per line; after a tab, the reason.
-
-    Returns
-    -------
-    list[Mapping[str, str]]
-        For :func:`nilatent.cohort.exclude`.
-
-    Raises
-    ------
-    SettingError
-        When the file is absent or a line names no scan and no subject.
-    """
-    if not path.is_file():
-        raise SettingError(f"There is no file {path}. --exclude names a text file with one scan or subject per line.")
-    failures: dict[str, Mapping[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        name, _, why = line.strip().partition("\t")
-        if not name or name in ("scan_id", "subject_id", "participant_id"):
-            continue
-        hit = cohort.scans.index[(cohort.scans.index == name) | (cohort.scans["subject_id"] == name)]
-        gone = cohort.excluded["scan_id"].eq(name).any()
-        if hit.empty and not gone:
-            known = [*cohort.scans.index, *cohort.scans["subject_id"]]
-            raise SettingError(f"{path}, line {number}: '{name}' is no scan and no subject.{_nearest(name, known)}")
-        for scan_id in hit:
-            failures[scan_id] = {
-                "scan_id": scan_id,
-                "stage": "study",
-                "rule": "left out by the user",
-                "reason": why or f"Listed in {path.name}.",
-            }
-    return list(failures.values())
+            raise SettingError(f"There is no analysis '{name}'.{nearest(name, list(QUESTIONS))}")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.river.conftest import command_line
 
 STAGES = ("prepared", "volumes", "regions", "split", "model", "latents", "reconstruction", "projections", "lrcp")

@@ -265,13 +265,7 @@ def _dictionary(measures: list[str]) -> dict[str, Any]:
 
 
 def prepare_scan(job: Job) -> None:
-    """Do one scan and write its files, the side-car last.
-
-    Raises
-    ------
-    ScanError
-        When the scan breaks a rule; nothing is written then.
-    """
+    """Do one scan and write its files, the side-car last; a ``ScanError`` leaves nothing behind."""
     grid = Grid.mni(job.config.spacing_mm)
     scan = space.load_scan(job.path)
     result = _t1(scan, job, grid) if job.config.name == "t1" else _gm(scan, job, grid)
@@ -364,8 +358,9 @@ def _t1(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
         to_template, t1_correlation = registration.register_affine(
             brain.data,
             brain.affine,
-            template("t1", Grid.mni(registration.REGISTRATION_SPACING_MM)),
-            _template("mask", registration.REGISTRATION_SPACING_MM),
+            _template("t1", registration.SPACING_MM),
+            _template("mask", registration.SPACING_MM),
+            grid=Grid.mni(registration.SPACING_MM),
             work=Path(work),
         )
         if t1_correlation < MIN_T1_CORRELATION:

@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
@@ -12,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from nilatent.extras import require
 from nilatent.volumes import Grid, average_to_grid
 
-REGISTRATION_SPACING_MM = 2.0
-REGISTRATION_SIDE = 112
+SPACING_MM = 2.0
+COPY_SIDE = 112
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A second start is tried when the first fit is worse than any good fit seen on real brains.
 GOOD_CORRELATION = 0.45
@@ -25,9 +24,10 @@ STAGES = (("Rigid", "200", "4", "2vox"), ("Affine", "200x100x20", "4x2x1", "2x1x
 def register_affine(
     data: npt.NDArray[np.float32],
     affine: npt.NDArray[np.float64],
-    template: nib.Nifti1Image,
+    fixed: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
     *,
+    grid: Grid,
     work: Path,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Affine from the subject to the template, brain to brain: rigid (6), then affine (12).
@@ -38,10 +38,12 @@ def register_affine(
         (x, y, z) brain, skull-stripped and bias-corrected; background 0.
     affine : ndarray
         (4, 4) of the brain.
-    template : Nifti1Image
-        Brain-only T1 on a RAS grid of about 2 mm.
+    fixed : ndarray
+        (x, y, z) template T1, brain only, on the grid.
     weight : ndarray
-        (x, y, z) template brain mask on the same grid, in [0, 1], for the correlation.
+        (x, y, z) template brain mask on the grid, in [0, 1], for the correlation.
+    grid : Grid
+        Of the template, about 2 mm.
     work : Path
         Folder for the engine's temporary files; the caller removes it.
 
@@ -58,8 +60,6 @@ def register_affine(
     finest level move no point of the brain by more than a few hundredths of a millimetre. When the first fit is poor,
     starts turned by 30 degrees about each axis are tried and the best is kept.
     """
-    grid = Grid((template.shape[0], template.shape[1], template.shape[2]), np.asarray(template.affine))
-    fixed = template.get_fdata(dtype=np.float32)
     # The copy's axes follow the world, so that the engine never sees an oblique header.
     copy_grid = _grid_around(data, affine)
     copy = average_to_grid(data, affine, copy_grid)
@@ -79,9 +79,9 @@ def _centre(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> n
 
 
 def _grid_around(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> Grid:
-    placed = np.diag([REGISTRATION_SPACING_MM] * 3 + [1.0])
-    placed[:3, 3] = _centre(data, affine) - REGISTRATION_SPACING_MM * (REGISTRATION_SIDE - 1) / 2
-    return Grid((REGISTRATION_SIDE,) * 3, placed)
+    placed = np.diag([SPACING_MM] * 3 + [1.0])
+    placed[:3, 3] = _centre(data, affine) - SPACING_MM * (COPY_SIDE - 1) / 2
+    return Grid((COPY_SIDE,) * 3, placed)
 
 
 def _starts(of_scan: npt.NDArray[np.float64], of_template: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:

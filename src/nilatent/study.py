@@ -1,0 +1,92 @@
+"""Study: what is asked of a cohort, held against what the cohort has, before anything is computed."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nilatent.analysis.contrast import level_words
+from nilatent.cohort import Cohort, SplitConfig
+from nilatent.config import RunConfig
+from nilatent.errors import SettingError
+
+
+def stratified(config: RunConfig, prepared: Cohort) -> SplitConfig:
+    """The split's settings; without strata of its own, by group and sex where every subject has them."""
+    if config.split.stratify:
+        return config.split
+    wanted = [name for name in (config.study.group, "sex") if name and name in prepared.scans]
+    return replace(config.split, stratify=tuple(wanted))
+
+
+def check_study(cohort: Cohort, config: RunConfig) -> None:
+    """Refuse a study that asks for columns or groups the cohort does not have, before anything is computed.
+
+    Raises
+    ------
+    SettingError
+        Names the column or group and the nearest one there is.
+    """
+    study = config.study
+    asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
+    for flag, name in asked.items():
+        if name and name not in cohort.scans:
+            raise SettingError(f"{flag}: there is no column '{name}'.{nearest(name, list(map(str, cohort.scans)))}")
+    if study.contrast and not study.group:
+        raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
+    if study.contrast:
+        values = sorted(level_words(cohort.scans[study.group]).dropna().unique())
+        sides = study.contrast.split(":")
+        if len(sides) != 2 or sides[0] == sides[1]:
+            raise SettingError(f"--contrast is two different values joined by a colon, got '{study.contrast}'.")
+        for side in sides:
+            if side not in values:
+                raise SettingError(f"--contrast: column '{study.group}' has no value '{side}'.{nearest(side, values)}")
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The nearest of some names as a hint, or the first of them."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(names[:20])}."
+
+
+def listed_exclusions(cohort: Cohort, path: Path) -> list[Mapping[str, str]]:
+    """Scans that the user's file leaves out.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The scans.
+    path : Path
+        One scan or subject per line; after a tab, the reason.
+
+    Returns
+    -------
+    list[Mapping[str, str]]
+        For :func:`nilatent.cohort.exclude`.
+
+    Raises
+    ------
+    SettingError
+        When the file is absent or a line names no scan and no subject.
+    """
+    if not path.is_file():
+        raise SettingError(f"There is no file {path}. --exclude names a text file with one scan or subject per line.")
+    failures: dict[str, Mapping[str, str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name, _, why = line.strip().partition("\t")
+        if not name or name in ("scan_id", "subject_id", "participant_id"):
+            continue
+        hit = cohort.scans.index[(cohort.scans.index == name) | (cohort.scans["subject_id"] == name)]
+        gone = cohort.excluded["scan_id"].eq(name).any()
+        if hit.empty and not gone:
+            known = [*cohort.scans.index, *cohort.scans["subject_id"]]
+            raise SettingError(f"{path}, line {number}: '{name}' is no scan and no subject.{nearest(name, known)}")
+        for scan_id in hit:
+            failures[scan_id] = {
+                "scan_id": scan_id,
+                "stage": "study",
+                "rule": "left out by the user",
+                "reason": why or f"Listed in {path.name}.",
+            }
+    return list(failures.values())
