@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from nilatent.models import ModelConfig
-from nilatent.training.checkpoint import ModelError, TrainedModel, load_model, read_tensors, write_tensors
+from nilatent.training.checkpoint import (
+    ModelError,
+    Progress,
+    TrainedModel,
+    keep,
+    load_model,
+    read_tensors,
+    resume,
+    write_tensors,
+)
 from nilatent.training.loop import TrainConfig, train
 from nilatent.volumes import Volumes
 
@@ -63,3 +72,20 @@ def test_tensors_and_values_come_back_from_one_file_whatever_their_layout(tmp_pa
     assert found[1]["number"] == 1.5
     assert read_tensors(tmp_path / "a.safetensors", key="other") is None
     assert read_tensors(tmp_path / "absent.safetensors", key="k") is None
+
+
+def test_best_and_present_weights_and_moments_come_back_apart(tmp_path: Path) -> None:
+    module, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    best = {name: parameter.detach() + 1.0 for name, parameter in module.named_parameters()}
+    optimiser, fresh = torch.optim.AdamW(module.parameters()), torch.optim.AdamW(other.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    keep(tmp_path, "k", Progress(best, ({"epoch": 0, "best_epoch": 0},)), module=module, optimiser=optimiser)
+    found = resume(tmp_path, "k", module=other, optimiser=fresh)
+    assert found is not None
+    for name, parameter in other.named_parameters():
+        assert torch.equal(found.best[name], best[name])
+        assert torch.equal(parameter, module.get_parameter(name))
+        for moment, value in optimiser.state[module.get_parameter(name)].items():
+            assert torch.equal(fresh.state[parameter][moment], value)
+    assert resume(tmp_path, "other", module=other, optimiser=fresh) is None

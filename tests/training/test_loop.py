@@ -278,3 +278,30 @@ def test_a_killed_process_goes_on_to_the_same_bytes(script: list[str], tmp_path:
 
 def test_the_loop_offers_its_names() -> None:
     assert {"train", "TrainConfig", "ModelConfig", "DivergenceError"} <= set(loop.__all__)
+
+
+def test_every_epoch_takes_every_training_scan_once_in_a_new_order(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes, parts = curved
+    seen: list[int] = []
+    read = loop.read_batch
+
+    def watched(volumes: Volumes, rows: np.ndarray) -> object:
+        seen.extend(rows)
+        return read(volumes, rows)
+
+    monkeypatch.setattr(loop, "read_batch", watched)
+    train(volumes, parts, SMALL, TrainConfig(n_epochs=2), tmp_path)
+    expected = sorted(volumes.rows(list(parts.index[parts["part"] == "train"])))
+    first, second = seen[: len(expected)], seen[len(expected) :]
+    assert sorted(first) == sorted(second) == expected
+    assert first != second
+
+
+def test_the_encoder_of_an_anchored_model_follows_slowly(curved: Cohort, tmp_path: Path) -> None:
+    # One batch, one step: AdamW's first step has the length of the learning rate, and both layers start at zero.
+    train(*curved, SMALL, TrainConfig(n_epochs=1, batch_size=64, warmup_epochs=2.0), tmp_path)
+    now = load_file(tmp_path / "resume.safetensors")
+    assert now["now.mirror.last.weight"].abs().max() == pytest.approx(0.5e-3, rel=1e-2)
+    assert now["now.mean_head.weight"].abs().max() == pytest.approx(0.5e-4, rel=1e-2)
