@@ -59,23 +59,29 @@ def test_the_mean_image_has_fvu_one_and_pca_beats_it_here(volumes, parts):
     assert line(found, "model", part="train")["fvu"] == pytest.approx(0)
 
 
-def test_the_verdict_needs_an_interval_that_excludes_zero(volumes, parts):
+def test_the_first_sentence_says_how_the_model_stands_to_both_baselines(volumes, parts):
     pca = voxel_pca(volumes, np.arange(24), 3, seed=0)
     perfect, equal = run(volumes, parts, lambda x: x).answer, run(volumes, parts, pca.reconstruct).answer
     poor = run(volumes, parts, lambda x: x * 0 + 3).answer
-    first = "On 12 held-out scans of 12 subjects the model is better than the mean image: yes (FVU 0.000"
+    first = "On 12 held-out scans of 12 subjects the model is better than the mean image (FVU 0.000"
     assert perfect.startswith(first)
-    assert "better than PCA of equal size (3 components, FVU" in perfect
-    assert equal.count("): no, the same") == 3
-    assert poor.count("better than the mean image: no") == 3
-    assert module.verdict((-0.1, -0.3, 0.1)) == "not distinguishable"
-    assert module.verdict((1e-7, -1e-6, 1e-6)) == "no, the same"
+    assert "and better than PCA of equal size (3 components, FVU" in perfect
+    assert equal.count("and the same as PCA of equal size") == 3
+    assert poor.count("worse than the mean image") == 3
+
+
+def test_a_verdict_needs_an_interval_that_excludes_zero_and_enough_subjects():
+    assert module.verdict((-0.2, -0.3, -0.1), n_subjects=12) == "better than"
+    assert module.verdict((0.2, 0.1, 0.3), n_subjects=12) == "worse than"
+    assert module.verdict((-0.1, -0.3, 0.1), n_subjects=12) == "not distinguishable from"
+    assert module.verdict((1e-7, -1e-6, 1e-6), n_subjects=12) == "the same as"
+    assert module.verdict((-0.2, -0.3, -0.1), n_subjects=4) == "on too few subjects to be told from"
 
 
 def test_each_cohort_stands_in_the_first_sentence_and_the_table(volumes, parts):
     found = run(volumes, parts, lambda x: x)
     first_sentence = found.answer.split(". Structural")[0]
-    assert "dataset a (6 scans): better than the mean image: yes" in first_sentence
+    assert "dataset a (6 scans): better than the mean image (FVU" in first_sentence
     assert line(found, "model", "dataset b")["n_scans"] == 6
 
 

@@ -31,6 +31,8 @@ HELD_OUT = "test"
 MAX_CANDIDATES = 200
 # Differences in FVU below this are rounding: an anchored model that kept its start draws what PCA draws.
 SAME_FVU = 5e-5
+# A bootstrap over fewer subjects has an interval that is far too narrow.
+MIN_SUBJECTS_JUDGED = 5
 SSIM_SIGMA, SSIM_TRUNCATE, SSIM_K1, SSIM_K2 = 1.5, 3.5, 0.01, 0.03
 
 
@@ -307,23 +309,27 @@ def _rows(
     return pd.DataFrame(found)
 
 
-def verdict(difference: tuple[float, float, float]) -> str:
-    """Answer in words to "is it better?", from a paired difference in error and its interval; below zero is better."""
+def verdict(difference: tuple[float, float, float], *, n_subjects: int) -> str:
+    """How a model stands to a baseline, from the paired difference in error and its interval; below zero is better."""
     _, low, high = difference
     if max(abs(low), abs(high)) < SAME_FVU:
-        return "no, the same"
-    return "yes" if high < 0 else "no" if low > 0 else "not distinguishable"
+        return "the same as"
+    if n_subjects < MIN_SUBJECTS_JUDGED:
+        return "on too few subjects to be told from"
+    return "better than" if high < 0 else "worse than" if low > 0 else "not distinguishable from"
 
 
 def _sentence(measures: Measures, known: pd.DataFrame, rows: np.ndarray, *, n_components: int, seed: int) -> str:
     subjects = known["subject_id"].to_numpy()[rows]
+    n_subjects = len(np.unique(subjects))
     model, pca, mean = measures.values[0][:, rows]
     fvu, low, high = stats.bootstrap_ratio(model, mean, subjects, seed=seed)
     against_pca = stats.bootstrap_ratio(model - pca, mean, subjects, seed=seed)
     return (
-        f"better than the mean image: {verdict((fvu - 1, low - 1, high - 1))} (FVU {fvu:.3f} [{low:.3f}, {high:.3f}]); "
-        f"better than PCA of equal size ({n_components} components, FVU {pca.sum() / mean.sum():.3f}): "
-        f"{verdict(against_pca)} (difference {against_pca[0]:+z.4f} [{against_pca[1]:+z.4f}, {against_pca[2]:+z.4f}])"
+        f"{verdict((fvu - 1, low - 1, high - 1), n_subjects=n_subjects)} the mean image "
+        f"(FVU {fvu:.3f} [{low:.3f}, {high:.3f}]) and {verdict(against_pca, n_subjects=n_subjects)} PCA of equal size "
+        f"({n_components} components, FVU {pca.sum() / mean.sum():.3f}; difference {against_pca[0]:+z.4f} "
+        f"[{against_pca[1]:+z.4f}, {against_pca[2]:+z.4f}])"
     )
 
 
