@@ -104,6 +104,13 @@ def test_settings_have_their_effect(study):
     np.testing.assert_array_equal(linked[["p_a", "p_d"]], linked[["p_pair", "p_linked"]])
 
 
+def test_latents_that_spread_less_in_unseen_scans_are_told(study):
+    cohort = study(n=60)
+    assert not any("spread less" in line for line in run(cohort).caveats)
+    cohort.latents["mean"][~cohort.latents["subject_in_training"].values] *= 0.5
+    assert any("spread less (median ratio of SD 0." in line for line in run(cohort).caveats)
+
+
 def test_global_size_is_adjusted_for_unless_told_otherwise(study):
     cohort = study(n=100)
     cohort.regions.iloc[:50] -= 0.08

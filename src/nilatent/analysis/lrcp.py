@@ -28,6 +28,8 @@ from nilatent.latents import check_latents
 from nilatent.volumes import Grid
 
 NAME = "lrcp"
+# Ratio of the SD of latents, unseen to seen scans, under which the reader is told.
+NARROW_RATIO = 0.8
 QUESTION = "In which brain regions does the latent description carry grey matter that differs between the groups?"
 COLUMNS = ("name", "label", "a", "p_a", "bal_acc", "p_d", "p", "grade", "badge", "rank")
 
@@ -354,6 +356,19 @@ def _answer(table: pd.DataFrame, comparison: Comparison, config: LrcpConfig) -> 
     )
 
 
+def _narrower(z: np.ndarray, seen: np.ndarray) -> str:
+    """A sentence when latents of unseen scans spread less than those the model was fitted on; empty otherwise."""
+    if seen.sum() < 2 or (~seen).sum() < 2:
+        return ""
+    ratio = float(np.median(z[~seen].std(axis=0) / np.maximum(z[seen].std(axis=0), 1e-12)))
+    if ratio > NARROW_RATIO:
+        return ""
+    return (
+        f" Latents of the other scans spread less (median ratio of SD {ratio:.2f}): the model describes scans it was fitted "
+        "on in more detail, which costs power and mixes two scales."
+    )
+
+
 def _caveats(
     latents: xr.Dataset,
     comparison: Comparison,
@@ -372,7 +387,8 @@ def _caveats(
         "discriminability does it speak about the groups. A difference between groups is not its cause.",
         f"Removed from regions, latents and groups before any test: {removed}. An effect that acts through these is "
         "removed with them.",
-        f"The model was fitted on {seen} of the {scans} scans of the cohort, without their labels.",
+        f"The model was fitted on {seen} of the {scans} scans of the cohort, without their labels."
+        + _narrower(latents["mean"].values, latents["subject_in_training"].values),
         f"The linked classifier uses on average {table['n_linked'].mean():.1f} latents per region. Regions that share latents "
         "share its verdict, so it is not specific to a region.",
         "A region that is correlated with an affected region, or touches it, can be called with it.",

@@ -327,10 +327,14 @@ def _sentence(measures: Measures, known: pd.DataFrame, rows: np.ndarray, *, n_co
     against_pca = stats.bootstrap_ratio(model - pca, mean, subjects, seed=seed)
     return (
         f"{verdict((fvu - 1, low - 1, high - 1), n_subjects=n_subjects)} the mean image "
-        f"(FVU {fvu:.3f} [{low:.3f}, {high:.3f}]) and {verdict(against_pca, n_subjects=n_subjects)} PCA of equal size "
-        f"({n_components} components, FVU {pca.sum() / mean.sum():.3f}; difference {against_pca[0]:+z.4f} "
-        f"[{against_pca[1]:+z.4f}, {against_pca[2]:+z.4f}])"
+        f"(FVU {fvu:.3f}{_interval(low, high, '.3f')}) and {verdict(against_pca, n_subjects=n_subjects)} PCA of equal size "
+        f"({n_components} components, FVU {pca.sum() / mean.sum():.3f}; difference {against_pca[0]:+z.4f}"
+        f"{_interval(*against_pca[1:], '+z.4f')})"
     )
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    return f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else ""
 
 
 def _answer(
