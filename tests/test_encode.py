@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from nilatent.encode import encode, reconstructions
+from nilatent.encode import encode, image_scale, reconstructions
 from nilatent.errors import GridError, LatentsError
 from nilatent.models import MODELS, ModelConfig
 from nilatent.training.checkpoint import TrainedModel
 from nilatent.training.loop import TrainConfig, train
-from nilatent.volumes import Grid, Volumes, volumes_in_memory
+from nilatent.volumes import Grid, Volumes, volumes_in_memory, voxel_pca
 
 SHAPE = (15, 17, 13)
 
@@ -124,3 +124,23 @@ def test_a_scan_without_a_part_is_refused(model: TrainedModel, data: tuple[Volum
     volumes, parts = data
     with pytest.raises(LatentsError, match="sub-11_ses-1 has no row in the split"):
         encode(model, volumes, parts.iloc[:-1])
+
+
+def test_image_scale_of_the_linear_start_is_the_sd_of_the_components(
+    data: tuple[Volumes, pd.DataFrame], tmp_path: Path
+) -> None:
+    trained = train(*data, ModelConfig(n_latent=3, channels=(4, 8)), TrainConfig(n_epochs=0), tmp_path)
+    volumes, parts = data
+    pca = voxel_pca(volumes, volumes.rows(list(parts.index[parts["part"] == "train"])), 3, seed=0)
+    found = image_scale(trained, encode(trained, *data)["mean"].values)
+    np.testing.assert_allclose(found, pca.sd / np.sqrt(volumes.mask.sum()), rtol=1e-4)
+
+
+def test_image_scale_is_the_slope_of_the_decoder(model: TrainedModel, data: tuple[Volumes, pd.DataFrame]) -> None:
+    mean = encode(model, *data)["mean"].values
+    centre, step = torch.from_numpy(mean.mean(axis=0)), float(mean[:, 1].std())
+    ends = [centre + torch.tensor([0.0, sign * step, 0.0]) for sign in (-1, 1)]
+    with torch.no_grad():
+        low, high = (model.module.decode(end[None]).numpy()[0, 0][data[0].mask] for end in ends)
+    expected = np.sqrt(np.mean((high - low) ** 2)) / (2 * step)
+    np.testing.assert_allclose(image_scale(model, mean)[1], expected, rtol=1e-4)

@@ -104,3 +104,11 @@ def test_a_folder_without_whole_latents_of_this_version_is_refused(tmp_path, lat
         read_latents(tmp_path)
     with pytest.raises(LatentsError, match="lack"):
         write_latents(latents.drop_vars("part"), tmp_path)
+
+
+def test_the_reach_of_a_latent_is_kept_and_never_negative(tmp_path, rng):
+    made = build(arguments(rng) | {"image_scale": [0.5, 0.0, 2.0]})
+    write_latents(made, tmp_path)
+    assert read_latents(tmp_path)["image_scale"].values.tolist() == [0.5, 0.0, 2.0]
+    with pytest.raises(LatentsError, match="image_scale"):
+        build(arguments(rng) | {"image_scale": [0.5, -1.0, 2.0]})

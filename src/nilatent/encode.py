@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 import xarray as xr
 
 from nilatent.errors import GridError, LatentsError
@@ -61,10 +62,11 @@ def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_
     for _, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="encode"):
         means.append(posterior.mean.cpu().numpy())
         log_vars.append(posterior.log_var.cpu().numpy())
+    mean = np.concatenate(means)
     known = parts.loc[scans]
     seen = set(model.training_subjects) | set(model.validation_subjects)
     return make_latents(
-        np.concatenate(means),
+        mean,
         np.concatenate(log_vars),
         scan=list(scans),
         subject=list(known["subject_id"]),
@@ -72,7 +74,33 @@ def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_
         part=list(known["part"]),
         model_hash=model.content_hash,
         volumes_hash=volumes.content_hash,
+        image_scale=list(image_scale(model, mean)),
     )
+
+
+def image_scale(model: TrainedModel, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """How much the image changes per unit of each latent.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The model.
+    mean : ndarray
+        (scan, latent) posterior means: the change is taken from one SD below their centre to one above.
+
+    Returns
+    -------
+    ndarray
+        (latent,) root mean square change over the voxels of the mask, in units of the scans.
+    """
+    centre, step = mean.mean(axis=0), np.maximum(mean.std(axis=0), 1e-3)
+    scale = np.empty(len(centre))
+    for index, width in enumerate(step):
+        ends = np.stack([centre, centre])
+        ends[:, index] += (-width, width)
+        low, high = draw(model.module, torch.from_numpy(ends).to(next(model.module.parameters()).device))
+        scale[index] = np.sqrt(np.mean(np.square(high.astype(np.float64) - low))) / (2 * width)
+    return scale
 
 
 def reconstructions(

@@ -12,7 +12,7 @@ from nilatent.provenance import atomic
 
 FORMAT_VERSION = 1
 PARTS = ("train", "validation", "test")
-COORDINATES = ("scan", "subject", "subject_in_training", "part")
+COORDINATES = ("scan", "subject", "subject_in_training", "part", "image_scale")
 
 
 def make_latents(
@@ -25,6 +25,7 @@ def make_latents(
     part: Sequence[str],
     model_hash: str,
     volumes_hash: str,
+    image_scale: Sequence[float] | None = None,
 ) -> xr.Dataset:
     """Latents of a cohort as a labelled data set.
 
@@ -40,6 +41,9 @@ def make_latents(
         Part of the split: ``"train"``, ``"validation"`` or ``"test"``.
     model_hash, volumes_hash : str
         Content hashes of the pools they came from.
+    image_scale : Sequence[float], optional
+        (latent,) root mean square change of the image inside the mask per unit of the latent, at least 0. The units of a
+        latent are arbitrary; multiplied by this, a distance between latents is about one between images. Left out: 1.
 
     Returns
     -------
@@ -82,6 +86,10 @@ def make_latents(
             "subject": ("scan", np.asarray(subject, dtype=str)),
             "subject_in_training": ("scan", seen),
             "part": ("scan", np.asarray(part, dtype=str)),
+            "image_scale": (
+                "latent",
+                np.ones(mean.shape[1]) if image_scale is None else np.asarray(image_scale, dtype=float),
+            ),
         },
         attrs={"model_hash": model_hash, "volumes_hash": volumes_hash, "format_version": FORMAT_VERSION},
     )
@@ -102,8 +110,9 @@ def check_latents(latents: xr.Dataset) -> None:
     missing += [name for name in COORDINATES if name not in latents.coords]
     if missing:
         raise LatentsError(f"Latents lack {', '.join(missing)}. Make them with `nilatent encode`.")
+    dimensions = {"mean": ("scan", "latent"), "log_var": ("scan", "latent"), "image_scale": ("latent",)}
     for name in ("mean", "log_var", *COORDINATES):
-        wanted = ("scan", "latent") if name in latents.data_vars else ("scan",)
+        wanted = dimensions.get(name, ("scan",))
         if latents[name].dims != wanted:
             raise LatentsError(
                 f"'{name}' of the latents has the dimensions {latents[name].dims}, not {wanted}. Transpose."

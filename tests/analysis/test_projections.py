@@ -45,6 +45,16 @@ def test_explained_share_and_r2_equal_their_definitions(study):
     )
 
 
+def test_the_units_of_a_latent_do_not_matter_but_its_reach_in_the_image_does(study):
+    cohort = study()
+    plain = run(cohort).data["scores"].values
+    cohort.latents["mean"][:, 1] *= 10
+    cohort.latents["image_scale"][1] /= 10
+    np.testing.assert_allclose(run(cohort).data["scores"].values, plain, rtol=1e-4, atol=1e-5)
+    cohort.latents["image_scale"][1] *= 100
+    assert run(cohort).table["explained"].iloc[0] > 0.9
+
+
 def test_a_cluster_by_site_is_reported_as_a_failure(study):
     cohort = study(n=80)
     assert not any("Failure" in line for line in run(cohort, site="site").caveats)

@@ -33,7 +33,7 @@ def principal_components(
     Parameters
     ----------
     latents : ndarray
-        (scan, latent) posterior means, not rescaled: a latent that carries more variance counts for more.
+        (scan, latent) posterior means in units of the image: a latent that moves the image more counts for more.
     train : ndarray
         Positions of the scans the components are fitted on.
     direction : ndarray
@@ -109,7 +109,8 @@ def projections(
     first = first_scans(scans)
     if len(first) < MIN_SUBJECTS or len(train) < 3:
         return not_run(NAME, QUESTION, f"too few: {len(first)} subjects, at least {MIN_SUBJECTS} are needed")
-    z = latents["mean"].values.reshape(len(scans), -1).astype(np.float64)
+    # In units of the image: a latent's own units are arbitrary, and whitened latents have no principal components.
+    z = (latents["mean"].values * latents["image_scale"].values).reshape(len(scans), -1).astype(np.float64)
     rank = int(np.linalg.matrix_rank(z[train] - z[train].mean(axis=0)))
     if rank == 0:
         return not_run(NAME, QUESTION, "the latents of all training scans are the same")
