@@ -132,6 +132,9 @@ def check_latents(latents: xr.Dataset) -> None:
                 f"Latents of scan {scans[~finite][0]} hold non-finite values in '{name}'. "
                 "Look at the training history for divergence, and encode again."
             )
+    scale = latents["image_scale"].values
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
+        raise LatentsError("Latents have an 'image_scale' that is negative or not finite. Encode the cohort again.")
     for name, what in (("subject_in_training", "mark of having been seen in training"), ("part", "part of the split")):
         of_subject = pd.Series(latents[name].values, index=latents["subject"].values).groupby(level=0).nunique()
         if (of_subject > 1).any():
