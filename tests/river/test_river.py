@@ -109,7 +109,7 @@ def damage(source: Path) -> dict[str, str]:
     return dict(
         zip(
             [names[0], names[1], names[2], names[3], names[5], names[6]],
-            ["cut short", "4D", "non-finite", "participants.tsv", "duplicated", "absent"],
+            ["cut short", "three dimensions", "finite", "participants.tsv", "duplicated", "absent"],
             strict=True,
         )
     )
