@@ -121,7 +121,12 @@ def demonstrate(out: Path, *, n_subjects: int, seed: int, n_procs: int) -> Outco
     source = simulate(out / "simulated", SimulationConfig(n_subjects=n_subjects, seed=seed), n_procs=n_procs)
     with atomic(out / "truth.json") as temporary:
         temporary.write_bytes((source / "truth.json").read_bytes())
-    asked = {"study.group": "group", "study.contrast": "patient:control", "study.covariates": ["age", "sex"]}
+    asked = {
+        "study.group": "group",
+        "study.contrast": "patient:control",
+        "study.covariates": ["age", "sex"],
+        "study.site": "site",
+    }
     return run([source], out, read_config(overrides=asked | {"seed": seed}), n_procs=n_procs)
 
 
