@@ -2,10 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from scipy import ndimage
 
 from nilatent.analysis import reconstruction as module
-from nilatent.analysis.reconstruction import reconstruction, ssim_3d
+from nilatent.analysis.reconstruction import reconstruction
 from nilatent.errors import CohortError, SettingError
 from nilatent.volumes import voxel_pca
 
@@ -111,20 +110,6 @@ def test_best_median_and_worst_are_held_out_scans_in_that_order(volumes, parts):
     np.testing.assert_allclose(found.data["original_sagittal"].values[0], volume[x])
     np.testing.assert_allclose(found.data["model_axial"].values[0], volume[:, :, z] * 0.9, rtol=1e-5)
     np.testing.assert_allclose(found.data["error_axial"].values[0], volume[:, :, z] * -0.1, atol=1e-6)
-
-
-def test_ssim_equals_its_formula_voxel_by_voxel(rng):
-    x, y = rng.uniform(size=(2, 15, 17, 13))
-    mask = np.ones(x.shape, dtype=bool)
-
-    def mean(v):
-        return ndimage.gaussian_filter(v, 1.5, truncate=3.5)
-
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean((x - 0) ** 2) - mx**2, mean(y**2) - my**2, mean(x * y) - mx * my
-    expected = (2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
-    np.testing.assert_allclose(ssim_3d(x, [y, x], mask, data_range=1.0), [expected.mean(), 1])
-    assert ssim_3d(x, [y], mask, data_range=5.0)[0] != pytest.approx(expected.mean())
 
 
 def test_settings_and_notes_reach_the_reader(volumes, parts):

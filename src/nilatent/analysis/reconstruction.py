@@ -1,9 +1,4 @@
-"""Reconstruction of held-out scans, always beside the mean image and PCA with the same number of dimensions.
-
-References
-----------
-SSIM: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
-"""
+"""Reconstruction of held-out scans, always beside the mean image and PCA with the same number of dimensions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +11,7 @@ import xarray as xr
 from scipy import ndimage
 
 from nilatent.analysis import stats
+from nilatent.analysis.similarity import ssim_3d
 from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run
 from nilatent.volumes import Volumes, VoxelPca, voxel_pca
@@ -33,7 +29,6 @@ MAX_CANDIDATES = 200
 SAME_FVU = 5e-5
 # A bootstrap over fewer subjects has an interval that is far too narrow.
 MIN_SUBJECTS_JUDGED = 5
-SSIM_SIGMA, SSIM_TRUNCATE, SSIM_K1, SSIM_K2 = 1.5, 3.5, 0.01, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,46 +53,6 @@ class Measures:
     squared_error: npt.NDArray[np.float64]
     squared_deviation: npt.NDArray[np.float64]
     slices: dict[int, npt.NDArray[np.float32]]
-
-
-def ssim_3d(
-    original: np.ndarray, others: list[np.ndarray], mask: np.ndarray, *, data_range: float
-) -> npt.NDArray[np.float64]:
-    """Mean structural similarity inside the mask, Gaussian window of 1.5 voxels in all three directions.
-
-    Parameters
-    ----------
-    original : ndarray
-        (x, y, z) volume, 0 outside the mask.
-    others : list[ndarray]
-        Volumes compared with it.
-    mask : ndarray
-        (x, y, z) bool; windows reach over its edge, the mean does not.
-    data_range : float
-        Largest minus smallest possible value.
-
-    Returns
-    -------
-    ndarray
-        (other,) SSIM in [-1, 1]; 1 for identical volumes.
-    """
-
-    def smooth(volume: np.ndarray) -> npt.NDArray[np.float64]:
-        smoothed = ndimage.gaussian_filter(volume, SSIM_SIGMA, truncate=SSIM_TRUNCATE)
-        return np.asarray(smoothed[mask])
-
-    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
-    x = original.astype(np.float64)
-    mean_x = smooth(x)
-    var_x = smooth(x * x) - mean_x**2
-    found = []
-    for other in others:
-        y = other.astype(np.float64)
-        mean_y = smooth(y)
-        var_y, cov = smooth(y * y) - mean_y**2, smooth(x * y) - mean_x * mean_y
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        found.append(np.mean(luminance * (2 * cov + c2) / (var_x + var_y + c2)))
-    return np.array(found)
 
 
 def reconstruction(
