@@ -56,3 +56,14 @@ def test_failed_scans_are_listed_and_those_the_user_left_out_are_not(capsys: pyt
     assert "sub-2 [prepare, 4D]: Split it." in said
     assert "sub-1" not in said
     cli._close(5, excluded.iloc[:1])
+
+
+def test_a_place_that_cannot_be_written_comes_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["nilatent", "simulate", str(tmp_path / "file" / "out"), "--n-subjects", "2"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == cli.BAD_USAGE
+    assert "is writable" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -347,3 +348,19 @@ def test_split_refuses_nonsense(change, words):
 def test_split_refuses_a_cohort_too_small_for_three_parts():
     with pytest.raises(SettingError, match="too few"):
         split(made(3), SplitConfig(n_folds=2))
+
+
+def test_a_folder_that_was_copied_keeps_its_own_images(tmp_path):
+    cohort = made(2)
+    cohort.scans["path"] = [str(tmp_path / "out" / "sub-0" / "a.nii"), str(tmp_path / "elsewhere.nii")]
+    write_cohort(cohort, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "moved")
+    places = load_cohort(tmp_path / "moved").scans["path"].tolist()
+    assert places == [str(tmp_path / "moved" / "sub-0" / "a.nii"), str(tmp_path / "elsewhere.nii")]
+
+
+def test_a_damaged_dictionary_is_refused_in_words(tmp_path):
+    write_cohort(made(2), tmp_path)
+    (tmp_path / "scans.json").write_text("{")
+    with pytest.raises(CohortError, match="is not JSON"):
+        load_cohort(tmp_path)

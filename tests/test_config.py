@@ -34,6 +34,10 @@ def test_written_settings_read_back_equal(tmp_path: Path):
         ({"model.n_latent": True}, "is of type int"),
         ({"model": 3}, "is a table"),
         ({"recipe.spacing_mm": "2"}, "'recipe.spacing_mm' is of type float"),
+        ({"lrcp.alpha": 2.0}, "lrcp.alpha is 2.0"),
+        ({"lrcp.n_folds": 1}, "lrcp.n_folds is 1"),
+        ({"lrcp.n_permutations": 0}, "lrcp.n_permutations is 0"),
+        ({"training.device": "tpu"}, "training.device is 'tpu'"),
     ],
 )
 def test_wrong_settings_are_refused_in_words(overrides: dict[str, object], words: str):
@@ -63,3 +67,37 @@ def test_number_of_latents_follows_the_training_scans(n_train: int, n_latent: in
 
 def test_a_number_of_latents_that_was_set_is_kept():
     assert sized(read_config(overrides={"model.n_latent": 9}), n_train=1000).n_latent == 9
+
+
+def test_flags_win_over_the_settings_that_a_run_left(tmp_path: Path):
+    left = tmp_path / "study.toml"
+    write_config(read_config(overrides={"seed": 1, "study.group": "arm", "study.covariates": ["age"]}), left)
+    again = read_config(left, overrides={"seed": 7, "study.group": "dx", "study.covariates": []})
+    assert [again.seed, again.split.seed, again.training.seed, again.lrcp.seed] == [7] * 4
+    assert (again.lrcp.group, again.lrcp.covariates) == ("dx", ())
+
+
+def test_a_stage_that_has_its_own_seed_keeps_it_when_written(tmp_path: Path):
+    write_config(read_config(overrides={"split.seed": 4}), tmp_path / "study.toml")
+    again = read_config(tmp_path / "study.toml", overrides={"seed": 7})
+    assert (again.split.seed, again.training.seed) == (4, 7)
+
+
+def test_a_number_of_latents_is_never_passed_over(tmp_path: Path):
+    write_config(read_config(), tmp_path / "study.toml")
+    assert read_config(tmp_path / "study.toml") == read_config()
+    with pytest.raises(SettingError, match="n_latent_auto = false"):
+        read_config(tmp_path / "study.toml", overrides={"model.n_latent": 8})
+
+
+def test_files_are_relative_to_the_settings_that_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "settings" / "small.toml"
+    file.parent.mkdir()
+    file.write_text("[atlas]\nspec = 'mine.nii'\n[study]\nexclude = '../out.txt'\n")
+    config = read_config(file)
+    assert (config.atlas.spec, config.atlas.table) == (str((file.parent / "mine.nii").resolve()), "")
+    write_config(config, tmp_path / "elsewhere" / "study.toml")
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("elsewhere/study.toml")) == config
+    file.write_text("[atlas]\nspec = 'AAL2'\n")
+    assert read_config(file).atlas.spec == "AAL2"

@@ -22,3 +22,7 @@ def test_a_missing_extra_says_what_installs_it(tmp_path: Path, monkeypatch: pyte
 def test_a_full_disk_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "MIN_FREE_GB", 1e9)
     assert "free some" in next(check for check in doctor.examine(tmp_path) if check.subject == "free disk here").mend
+
+
+def test_a_folder_that_is_still_to_be_made_has_a_disk(tmp_path: Path):
+    assert any(check.subject == "free disk here" for check in doctor.examine(tmp_path / "new" / "out"))

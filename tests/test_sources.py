@@ -423,3 +423,17 @@ def test_read_tsv_reads_what_pandas_writes(tmp_path, rows):
     stripped = [[re.sub("\n+", " ", cell).strip() for cell in row] for row in rows]
     found = read_tsv(tmp_path / "t.tsv")
     assert found.to_numpy().tolist() == [row for row in stripped if any(row)]
+
+
+def test_our_own_maps_inside_a_source_are_not_its_scans(tmp_path):
+    raw(tmp_path, "sub-01", "sub-02")
+    made = tmp_path / "derivatives" / "out" / "prepared"
+    image(made / "sub-01" / "anat" / "sub-01_space-MNI152NLin2009aSym_res-4_label-GM_probseg.nii.gz")
+    (made / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "nilatent"}]}))
+    scans, problems = read(tmp_path)
+    assert list(scans.index) == ["sub-01", "sub-02"]
+    assert scans["path"].str.endswith("_T1w.nii.gz").all()
+    assert not problems
+    (made / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "fMRIPrep"}]}))
+    assert list(read(tmp_path)[0].index) == ["sub-01"]
+    assert list(read(made)[0].index) == ["sub-01"]

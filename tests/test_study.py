@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ from nilatent.cohort import Cohort, exclude
 from nilatent.config import read_config
 from nilatent.errors import SettingError
 from nilatent.study import check_study, listed_exclusions, stratified
+from nilatent.variables import typed
 
 
 @pytest.fixture
@@ -69,3 +71,27 @@ def test_split_is_stratified_by_group_and_sex_unless_told_otherwise(cohort: Coho
     config = read_config(overrides={"study.group": "diagnosis"})
     assert stratified(config, cohort).stratify == ("diagnosis",)
     assert stratified(read_config(overrides={"split.stratify": ["dataset"]}), cohort).stratify == ("dataset",)
+
+
+@pytest.mark.parametrize(
+    ("cells", "accepted"),
+    [
+        (["20", "21", "?"], False),
+        (["20,5", "21,5", "19,5"], False),
+        (["20", "21", "n/a"], True),
+        (["x", "y", "20"], True),
+        (["001", "002", "003"], True),
+    ],
+)
+def test_a_stray_word_does_not_turn_a_covariate_into_categories(cohort: Cohort, cells: list[str], accepted: bool):
+    cohort = replace(cohort, scans=typed(cohort.scans.assign(bmi=cells)))
+    if accepted:
+        check_study(cohort, read_config(overrides={"study.covariates": ["bmi"]}))
+    else:
+        with pytest.raises(SettingError, match=r"--covariates bmi: scan sub-.* has '[?2]"):
+            check_study(cohort, read_config(overrides={"study.covariates": ["bmi"]}))
+
+
+def test_exclusions_in_an_older_encoding_are_read(cohort: Cohort, tmp_path: Path):
+    (tmp_path / "out.txt").write_bytes("sub-b\tmüde\n".encode("latin-1"))
+    assert [row["reason"] for row in listed_exclusions(cohort, tmp_path / "out.txt")] == ["müde"]

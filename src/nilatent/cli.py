@@ -271,3 +271,11 @@ def main() -> None:
     except NilatentError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(BAD_USAGE)
+    except OSError as error:
+        # A full disk, a folder that cannot be written, a file where a folder should be.
+        typer.echo(
+            f"{type(error).__name__}: {error}. Check that the place exists, is writable and has room; what was finished "
+            "is kept, and the same command goes on from there.",
+            err=True,
+        )
+        sys.exit(BAD_USAGE)

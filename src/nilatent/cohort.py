@@ -1,6 +1,5 @@
 """Cohort: one row per scan with its image and its subject's variables; reader, writer, exclusions and the split."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 
 from nilatent import sources
 from nilatent.errors import CohortError, SettingError
-from nilatent.provenance import atomic, hash_values, write_json
+from nilatent.provenance import atomic, hash_values, read_json, write_json
 from nilatent.tables import RESERVED, read_tsv
 from nilatent.variables import check_age, check_units, sex, typed
 
@@ -230,15 +229,29 @@ def select(cohort: Cohort, labels: Sequence[str]) -> Cohort:
 
 
 def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:
-    """Write ``scans.tsv``, ``excluded.tsv`` and ``scans.json`` (the data dictionary); returns the paths."""
+    """Write ``scans.tsv``, ``excluded.tsv`` and ``scans.json`` (the data dictionary); returns the paths.
+
+    Images inside the folder are written relative to it, so that a folder that was moved or copied keeps its own.
+    """
     paths = [folder / "scans.tsv", folder / "excluded.tsv", folder / "scans.json"]
+    places = [_relative(Path(path), folder) for path in cohort.scans["path"]]
     with atomic(paths[0]) as temporary:
-        cohort.scans.to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
-    with atomic(paths[1]) as temporary:
-        cohort.excluded.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+        cohort.scans.assign(path=places).to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
+    write_excluded(cohort, paths[1])
     described = {name: {"Description": DESCRIPTIONS.get(str(name), "As given by the source")} for name in cohort.scans}
     write_json(paths[2], described | cohort.columns)
     return paths
+
+
+def write_excluded(cohort: Cohort, path: Path) -> None:
+    """Write the list of excluded scans only."""
+    with atomic(path) as temporary:
+        cohort.excluded.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    place, root = path.absolute(), Path(folder).absolute()
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
 
 def load_cohort(folder: Path) -> Cohort:
@@ -261,8 +274,14 @@ def load_cohort(folder: Path) -> Cohort:
         raise CohortError(
             f"{folder / 'scans.tsv'} lacks the column {absent[0]}. Run `nilatent run` or `prepare` again."
         )
+    scans["path"] = [str(folder / path) for path in scans["path"]]
     excluded = read_tsv(folder / "excluded.tsv").reset_index(drop=True)
-    columns = json.loads((folder / "scans.json").read_text(encoding="utf-8"))
+    try:
+        columns = read_json(folder / "scans.json")
+    except ValueError as error:
+        raise CohortError(
+            f"{folder / 'scans.json'} is not JSON: {error}. Run `nilatent run` or `prepare` again."
+        ) from error
     return Cohort(typed(scans).set_index("scan_id"), excluded, columns)
 
 

@@ -28,6 +28,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
+# Tables that take the one seed unless they name their own, and what LRCP takes from the study.
+SEEDED = ("split", "training", "lrcp")
+ASKED = ("group", "contrast", "covariates", "site")
+ATLASES = ("aal2",)
+# Settings that may name a file; relative to the TOML file that holds them.
+FILES = (("study", "exclude"), ("atlas", "spec"), ("atlas", "table"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def read_config(
     Parameters
     ----------
     path : Path, optional
-        TOML file, such as the ``study.toml`` that a run leaves.
+        TOML file, such as the ``study.toml`` that a run leaves; files it names are relative to its folder.
     preset : str
         A key of :data:`PRESETS`.
     overrides : Mapping[str, Any], optional
@@ -134,22 +140,38 @@ def read_config(
     values: dict[str, Any] = {}
     _merge(values, PRESETS[preset])
     if path is not None:
-        _merge(values, _read_toml(path))
+        _merge(values, _read_toml(Path(path)))
     for dotted, value in (overrides or {}).items():
         nested: Any = value
         for key in reversed(dotted.split(".")):
             nested = {key: nested}
         _merge(values, nested)
     config: RunConfig = _build(RunConfig, values, place="")
-    if "n_latent" in values.get("model", {}) and "n_latent_auto" not in values:
+    if "n_latent" in values.get("model", {}):
+        if values.get("n_latent_auto"):
+            raise SettingError(
+                "'model.n_latent' is set, and 'n_latent_auto = true' would pass over it. Set n_latent_auto = false."
+            )
         config = dataclasses.replace(config, n_latent_auto=False)
     return _shared(config, values)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write every resolved setting as TOML, readable by :func:`read_config`; absent values are left out."""
+    """Write the settings as TOML, readable by :func:`read_config`; absent values are left out.
+
+    What follows from another setting is left out too (the one seed, what LRCP takes from the study, a number of latents
+    that follows the scans): written down, it would stand against whoever changes the setting it follows from.
+    """
+    values = _without_none(plain(config))
+    for name in SEEDED:
+        if values[name]["seed"] == config.seed:
+            del values[name]["seed"]
+    for name in ASKED:
+        del values["lrcp"][name]
+    if config.n_latent_auto:
+        del values["model"]["n_latent"]
     with atomic(path) as temporary:
-        temporary.write_text(tomli_w.dumps(_without_none(plain(config))), encoding="utf-8")
+        temporary.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 def sized(config: RunConfig, *, n_train: int) -> ModelConfig:
@@ -171,11 +193,11 @@ def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     # One seed for all, unless a table names its own; what the study asks is asked of its analyses.
     seeded = {
         name: dataclasses.replace(getattr(config, name), seed=config.seed)
-        for name in ("split", "training", "lrcp")
+        for name in SEEDED
         if "seed" not in values.get(name, {})
     }
     config = dataclasses.replace(config, **seeded)
-    asked = {name: getattr(config.study, name) for name in ("group", "contrast", "covariates", "site")}
+    asked = {name: getattr(config.study, name) for name in ASKED}
     own = {name for name in asked if name in values.get("lrcp", {}) and getattr(config.lrcp, name) != asked[name]}
     if own:
         raise SettingError(f"'lrcp.{min(own)}' is set in [study], for every analysis: write it there.")
@@ -186,9 +208,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"There is no configuration file {path}. Check the path given with --config.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}.") from error
+    for table, name in FILES:
+        given = values[table].get(name) if isinstance(values.get(table), dict) else None
+        # Resolved here, or a run folder would look for its atlas beside whoever calls `nilatent analyse`.
+        if isinstance(given, str) and given and (name != "spec" or given.lower() not in ATLASES):
+            values[table][name] = str((path.parent / given).resolve())
+    return values
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:

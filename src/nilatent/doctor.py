@@ -97,7 +97,9 @@ def _cores() -> Check:
 
 def _disks(folder: Path) -> list[Check]:
     checks = []
-    for subject, place in (("free disk here", folder), ("free temporary disk", Path(tempfile.gettempdir()))):
+    # A folder that a run is still to make lies on the disk of the nearest one that is there.
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    for subject, place in (("free disk here", there), ("free temporary disk", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(place).free / 1e9
         mend = f"Preparation wants {MIN_FREE_GB:g} GB: free some, or set TMPDIR." if free < MIN_FREE_GB else ""
         checks.append(Check(subject, f"{free:.0f} GB", mend))

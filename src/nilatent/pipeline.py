@@ -1,7 +1,7 @@
 """The whole river on one screen: from sources to a report, each stage skipped when nothing it depends on has changed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
 from nilatent.analysis.regional import read_regions, regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
-from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort
+from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort, write_excluded
 from nilatent.config import RunConfig, read_config, sized, write_config
 from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError, SettingError
@@ -164,6 +164,7 @@ class River:
         study = self.config.study
         if not sources:
             known = load_cohort(self.out / "cohort")
+            check_study(known, self.config)
             self.hashes["cohort"] = known.content_hash
             return known
         found = read_cohort(sources, suffix=study.image, column_aliases=study.columns)
@@ -183,16 +184,26 @@ class River:
     def prepared(self, cohort: Cohort, *, n_procs: int) -> Cohort:
         """Maps on the grid; scans that fail are listed and the rest goes on."""
         folder = self.out / "prepared"
+        listed = folder / "excluded.tsv"
 
         def fill() -> list[Path]:
             done = prepare(cohort, folder, self.config.recipe, n_procs=n_procs)
             if done.scans.empty:
                 reasons = "\n".join(f"  {row.scan_id}: {row.reason}" for row in done.excluded.itertuples())
                 raise CohortError(f"No scan could be prepared.\n{reasons}")
-            return [*write_cohort(done, folder), *(Path(path) for path in done.scans["path"])]
+            written = [path for path in write_cohort(done, folder) if path != listed]
+            return [*written, *(Path(path) for path in done.scans["path"])]
 
+        if not listed.is_file():
+            (folder / "provenance.json").unlink(missing_ok=True)
         self._stage("prepared", folder / "provenance.json", settings=self.config.recipe, needs=["cohort"], fill=fill)
-        return load_cohort(folder)
+        # Scans that never came this far may differ from the last run's while the maps are the same: the list is no
+        # output of the stage, and holds those of this run beside those that could not be prepared.
+        done = load_cohort(folder)
+        failed = done.excluded[done.excluded["stage"] == "prepare"]
+        done = replace(done, excluded=pd.concat([cohort.excluded, failed], ignore_index=True))
+        write_excluded(done, listed)
+        return done
 
     def volumes(self, prepared: Cohort) -> Volumes:
         """One memory-mapped cache."""

@@ -168,8 +168,19 @@ def _nifti_files(folder: Path) -> list[Path]:
         here = Path(place)
         loop = here != folder and here.resolve() in {parent.resolve() for parent in here.parents}
         folders[:] = [] if loop else [name for name in folders if not name.startswith(".") and name != "sourcedata"]
+        # Results may lie inside their own source: the second run must not take the first one's maps for scans.
+        folders[:] = [name for name in folders if not _is_ours(here / name)]
         files += [here / name for name in names if name.endswith(ENDINGS) and not name.startswith(".")]
     return sorted(files)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether :func:`nilatent.preprocess.recipe.prepare` filled the folder."""
+    try:
+        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
+        return any(made["Name"] == "nilatent" for made in described["GeneratedBy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _row_of_image(path: Path, folder: Path, kind: str) -> dict[str, Any]:

@@ -1,14 +1,20 @@
 """Study: what is asked of a cohort, held against what the cohort has, before anything is computed."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import pandas as pd
 
 from nilatent.analysis.contrast import level_words
 from nilatent.cohort import Cohort, SplitConfig
 from nilatent.config import RunConfig
 from nilatent.errors import SettingError
+from nilatent.variables import CODE, NUMBER
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def stratified(config: RunConfig, prepared: Cohort) -> SplitConfig:
@@ -32,6 +38,8 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
     for flag, name in asked.items():
         if name and name not in cohort.scans:
             raise SettingError(f"{flag}: there is no column '{name}'.{nearest(name, list(map(str, cohort.scans)))}")
+    for name in study.covariates:
+        _check_numbers(cohort, name)
     if study.contrast and not study.group:
         raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
     if study.contrast:
@@ -42,6 +50,22 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
         for side in sides:
             if side not in values:
                 raise SettingError(f"--contrast: column '{study.group}' has no value '{side}'.{nearest(side, values)}")
+
+
+def _check_numbers(cohort: Cohort, name: str) -> None:
+    """Refuse a covariate that is mostly numbers, but for a cell that would turn all of them into names of levels."""
+    values = cohort.scans[name].dropna()
+    if pd.api.types.is_numeric_dtype(values) or values.empty:
+        return
+    words = values.astype(str).str.strip()
+    odd = words[~words.str.fullmatch(NUMBER)]
+    commas = words[words.str.fullmatch(DECIMAL_COMMA)]
+    if len(odd) - len(commas) >= len(words) / 2 or words.str.match(CODE).any():
+        return
+    raise SettingError(
+        f"--covariates {name}: scan {odd.index[0]} has '{odd.iloc[0]}' where most scans have numbers, so every number would "
+        "count as a category of its own. Write n/a for a missing value and a decimal point for a comma."
+    )
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -72,8 +96,12 @@ def listed_exclusions(cohort: Cohort, path: Path) -> list[Mapping[str, str]]:
     """
     if not path.is_file():
         raise SettingError(f"There is no file {path}. --exclude names a text file with one scan or subject per line.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = path.read_text(encoding="latin-1")
     failures: dict[str, Mapping[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         name, _, why = line.strip().partition("\t")
         if not name or name in ("scan_id", "subject_id", "participant_id"):
             continue

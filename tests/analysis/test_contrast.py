@@ -105,3 +105,8 @@ def test_a_contrast_that_names_nothing_is_bad_usage(scans, contrast):
     assert not isinstance(error.value, NotComparableError)
     with pytest.raises(SettingError, match="Column 'weight' is not in the cohort"):
         compare_groups(scans, group="group", covariates=["weight"])
+
+
+def test_codes_and_long_numbers_stay_apart():
+    assert level_words(pd.Series(["01", "1", "1.0"])).tolist() == ["01", "1", "1"]
+    assert level_words(pd.Series(["12345678901234567890", "12345678901234567891"])).nunique() == 2

@@ -10,6 +10,8 @@ import pytest
 
 from nilatent import report
 from nilatent.errors import FindingError
+from nilatent.provenance import write_json
+from nilatent.report import study
 
 Make = Callable[..., Path]
 
@@ -170,3 +172,20 @@ def test_the_page_never_offers_to_send_the_chart(page: Page) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FindingError, match="nilatent run"):
         report.build(tmp_path)
+
+
+def test_what_was_made_from_an_earlier_model_is_not_shown(make_run: Make) -> None:
+    folder = make_run()
+    split, model = {"content_hash": "s"}, {"content_hash": "new", "inputs": {"split": "s"}}
+    write_json(folder / "split.provenance.json", split | {"stage": "split"})
+    write_json(folder / "model" / "provenance.json", model | {"stage": "model"})
+    lrcp = {"stage": "lrcp", "inputs": {"model": "old"}, "content_hash": "l"}
+    write_json(folder / "findings" / "lrcp" / "provenance.json", lrcp)
+    run = study.read_run(folder)
+    assert "changed since" in run.findings["lrcp"].not_run
+    assert run.done("projections")
+    assert run.n_latent == 8
+    write_json(folder / "split.provenance.json", split | {"stage": "split", "content_hash": "later"})
+    run = study.read_run(folder)
+    assert run.n_latent is None
+    assert run.history.empty

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nilatent.cohort import load_cohort
 from nilatent.finding import read_finding
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
@@ -152,3 +154,33 @@ def test_bad_usage_is_refused_in_words_with_exit_code_2(
 def test_truth_is_written_beside_the_simulated_scans(simulated: Path):
     truth = json.loads((simulated / "truth.json").read_text())
     assert truth
+
+
+def test_scans_left_out_follow_the_source_though_nothing_is_computed_again(
+    source: Path, nilatent: Call, tmp_path: Path
+):
+    out, table = tmp_path / "out", source / "participants.tsv"
+    before = table.read_text()
+    assert nilatent("run", source, out, *STUDY).returncode == 0
+    table.write_text(before + "\t".join(["sub-999", *before.splitlines()[1].split("\t")[1:]]) + "\n")
+    result = nilatent("run", source, out, *STUDY)
+    assert result.returncode == 1
+    assert "sub-999" in result.stderr
+    assert result.stderr.count("up to date") == 9
+    assert "sub-999" in (out / "report.html").read_text(encoding="utf-8")
+    table.write_text(before)
+    assert nilatent("run", source, out, *STUDY).returncode == 0
+    # Fewer subjects than a model needs: the model of the larger study is no part of the report.
+    (tmp_path / "listed.txt").write_text("\n".join(f"sub-{number:03d}" for number in range(1, 9)))
+    assert nilatent("run", source, out, *STUDY, "--exclude", tmp_path / "listed.txt").returncode == 0
+    assert "latent dimensions" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_copied_run_does_not_read_the_first_ones_maps(finished: Path, nilatent: Call, tmp_path: Path):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    shutil.rmtree(copy / "volumes")
+    places = {Path(path) for path in load_cohort(copy / "prepared").scans["path"]}
+    assert all(path.is_relative_to(copy) for path in places)
+    result = nilatent("analyse", copy)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("up to date") == 8

@@ -53,10 +53,12 @@ class Comparison:
 
 
 def level_words(values: pd.Series) -> pd.Series:
-    """Levels of a column as text, NaN where missing; 1.0 and "1" are one level."""
+    """Levels of a column as text, NaN where missing; 1.0 and "1" are one level, the code "01" is another."""
     numbers = pd.to_numeric(values, errors="coerce")
     text = values.astype("string").str.strip()
-    whole = numbers.notna() & (numbers % 1 == 0)
+    # Beyond 2**53 neighbours share one float, so two codes would become one level.
+    whole = numbers.notna() & (numbers % 1 == 0) & (numbers.abs() < 2**53)
+    whole &= ~text.str.match(r"[+-]?0\d", na=False).astype(bool)
     text = text.mask(whole, numbers.where(whole, 0).astype("int64").astype("string"))
     return text.astype(object).where(text.notna() & (text != ""), np.nan)
 

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from nilatent.analysis import discriminability, stats
 from nilatent.analysis.contrast import Comparison, NotComparableError, compare_groups, confound_matrix
 from nilatent.atlas import RegionWeights, region_map
-from nilatent.errors import CohortError
+from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run
 from nilatent.latents import check_latents
 from nilatent.volumes import Grid
@@ -61,7 +61,7 @@ class LrcpConfig:
     n_folds : int
         Cross-validation folds over subjects.
     alpha : float
-        Family-wise error rate at which a region is called, in (0, 1).
+        Family-wise error rate at which a region is called, above 0 and at most 1.
     seed : int
         Of folds and permutations.
     """
@@ -77,6 +77,20 @@ class LrcpConfig:
     n_folds: int = 10
     alpha: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that would call every region, or none whatever the data say.
+
+        Raises
+        ------
+        SettingError
+            Names the setting and its range.
+        """
+        for name, lowest in (("n_permutations", 1), ("n_permutations_linked", 1), ("n_folds", 2), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise SettingError(f"lrcp.{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if not 0 < self.alpha <= 1:
+            raise SettingError(f"lrcp.alpha is {self.alpha}; it must be above 0 and at most 1, usually 0.05.")
 
 
 @dataclass(frozen=True, eq=False)

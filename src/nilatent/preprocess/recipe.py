@@ -161,6 +161,9 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     out = Path(out)
     with tempfile.TemporaryDirectory(prefix="nilatent-") as scratch:
         jobs = _jobs(cohort, out, config, Path(scratch))
+        # First of all, so that maps of a run that was killed are known as ours too.
+        for root in {job.place.root for job in jobs} | {out}:
+            derivative.write_description(root)
         todo = [job for job in jobs if not derivative.is_done(job.place, job.key)]
         # The engines read their thread count when they are loaded, so they are never loaded into this process.
         apart = any(job.config.name == "t1" for job in todo)
@@ -169,8 +172,6 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
         failures = {job.scan_id: _failure(job, error) for job, error in tracked if error is not None}
     ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
     prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
-    for root in {job.place.root for job in jobs} | {out}:
-        derivative.write_description(root)
     shown = ["dataset", "recipe", *(name for name in quality.MEASURES if name in prepared.scans), "quality_flags"]
     table = prepared.scans[shown].rename(columns={"quality_flags": "flags"}).fillna({"flags": ""})
     derivative.write_quality(out, table, prepared.columns | {"flags": prepared.columns["quality_flags"]})

@@ -12,7 +12,7 @@ import pandas as pd
 from nilatent.analysis.regional import read_regions
 from nilatent.cohort import Cohort, load_cohort
 from nilatent.errors import FindingError
-from nilatent.finding import Finding, read_finding
+from nilatent.finding import Finding, not_run, read_finding
 from nilatent.plots import cohort as cohort_plot
 from nilatent.plots import quality as quality_plot
 from nilatent.plots import training as training_plot
@@ -39,6 +39,7 @@ REGION_NAMES = {
     "reason": ("reason", ""),
 }
 EXCLUSION_NAMES = {"scan_id": ("scan", ""), "stage": ("stage", ""), "rule": ("rule", ""), "reason": ("reason", "")}
+OUTDATED = "it was made from scans or a model that have changed since; run the study again"
 
 # Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine.
 _PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:[\\/]|/)(?:[^\s'\"<>|:,;()\\/]+[\\/])+")
@@ -116,19 +117,42 @@ def read_run(folder: Path) -> Run:
             "Give the folder that `nilatent run SOURCE OUT` wrote."
         )
     prepared = (folder / "prepared" / "scans.tsv").is_file()
+    records = {_stage(path, folder): read_json(path) for path in _records(folder)}
+    outdated = _outdated(records)
     findings = [read_finding(path.parent) for path in sorted(folder.glob("findings/*/finding.json"))]
+    findings = [
+        not_run(finding.name, finding.question, OUTDATED)
+        if finding.name in outdated and not finding.not_run
+        else finding
+        for finding in findings
+    ]
+    model, result = folder / "model", folder / "model" / "result.json"
+    trained = "model" not in outdated
     return Run(
         folder,
         load_cohort(folder / ("prepared" if prepared else "cohort")),
         _table(folder / "prepared" / "quality.tsv"),
-        _table(folder / "split.tsv"),
-        _table(folder / "model" / "history.tsv"),
-        _toml(folder / "model" / "config.toml"),
-        read_json(folder / "model" / "result.json") if (folder / "model" / "result.json").is_file() else {},
+        _table(folder / "split.tsv") if "split" not in outdated else pd.DataFrame(),
+        _table(model / "history.tsv") if trained else pd.DataFrame(),
+        _toml(model / "config.toml") if trained else {},
+        read_json(result) if trained and result.is_file() else {},
         _toml(folder / "study.toml"),
         {finding.name: finding for finding in findings},
-        {_stage(path, folder): read_json(path) for path in _records(folder)},
+        {stage: record for stage, record in records.items() if stage not in outdated},
     )
+
+
+def _outdated(records: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Stages whose files were made from what another stage has replaced since: they describe another study."""
+    outdated: set[str] = set()
+    for _ in records:
+        outdated |= {
+            stage
+            for stage, record in records.items()
+            for need, digest in record.get("inputs", {}).items()
+            if need in outdated or (need in records and records[need].get("content_hash") != digest)
+        }
+    return outdated
 
 
 def _table(path: Path) -> pd.DataFrame:

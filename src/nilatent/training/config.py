@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nilatent.errors import SettingError
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -70,6 +71,8 @@ class TrainConfig:
             raise SettingError(
                 f"training.learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2."
             )
+        if self.device not in DEVICES:
+            raise SettingError(f"training.device is '{self.device}'; choose one of {', '.join(DEVICES)}.")
         if self.precision not in PRECISIONS:
             raise SettingError(f"training.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
 

@@ -141,6 +141,12 @@ def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, co
     scans = {part: list(volumes.scans.index[chosen]) for part, chosen in rows.items()}
     key = hash_values([FORMAT_VERSION, model_config, config, volumes.content_hash, scans])
     module, known = _start(volumes, rows, model_config, config, folder / "start.safetensors", key)
+    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if absent.get(config.device, False):
+        raise SettingError(
+            f"training.device is '{config.device}', and torch finds none on this machine. Set it to auto or cpu, or install "
+            "a torch that is built for it."
+        )
     fabric = Fabric(accelerator=config.device, devices=1, precision=_precision(config))
     objective = Objective(
         module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
