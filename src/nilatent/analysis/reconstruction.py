@@ -264,32 +264,40 @@ def _rows(
     return pd.DataFrame(found)
 
 
-def verdict(difference: tuple[float, float, float], *, n_subjects: int) -> str:
+def verdict(difference: tuple[float, float, float]) -> str:
     """How a model stands to a baseline, from the paired difference in error and its interval; below zero is better."""
     _, low, high = difference
     if max(abs(low), abs(high)) < SAME_FVU:
         return "the same as"
-    if n_subjects < MIN_SUBJECTS_JUDGED:
-        return "on too few subjects to be told from"
     return "better than" if high < 0 else "worse than" if low > 0 else "not distinguishable from"
 
 
-def _sentence(measures: Measures, known: pd.DataFrame, rows: np.ndarray, *, n_components: int, seed: int) -> str:
+def _standing(
+    measures: Measures, known: pd.DataFrame, rows: np.ndarray, *, seed: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float], float]:
+    """FVU with its interval, its difference from PCA's with the interval, and the FVU of PCA, over some scans."""
     subjects = known["subject_id"].to_numpy()[rows]
-    n_subjects = len(np.unique(subjects))
     model, pca, mean = measures.values[0][:, rows]
-    fvu, low, high = stats.bootstrap_ratio(model, mean, subjects, seed=seed)
+    found = stats.bootstrap_ratio(model, mean, subjects, seed=seed)
     against_pca = stats.bootstrap_ratio(model - pca, mean, subjects, seed=seed)
-    return (
-        f"{verdict((fvu - 1, low - 1, high - 1), n_subjects=n_subjects)} the mean image "
-        f"(FVU {fvu:.3f}{_interval(low, high, '.3f')}) and {verdict(against_pca, n_subjects=n_subjects)} PCA of equal size "
-        f"({n_components} components, FVU {pca.sum() / mean.sum():.3f}; difference {against_pca[0]:+z.4f}"
-        f"{_interval(*against_pca[1:], '+z.4f')})"
-    )
+    return found, against_pca, float(pca.sum() / mean.sum())
 
 
-def _interval(low: float, high: float, form: str) -> str:
-    return f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else ""
+def _cohorts(measures: Measures, known: pd.DataFrame, strata: dict[str, np.ndarray], *, seed: int) -> str:
+    said, too_few = [], []
+    for stratum, rows in strata.items():
+        if not stratum.startswith("dataset "):
+            continue
+        name = stratum.removeprefix("dataset ")
+        if known["subject_id"].iloc[rows].nunique() < MIN_SUBJECTS_JUDGED:
+            too_few.append(f"{name} ({len(rows)})")
+            continue
+        (fvu, low, high), against_pca, _ = _standing(measures, known, rows, seed=seed)
+        to_mean, to_pca = verdict((fvu - 1, low - 1, high - 1)), verdict(against_pca)
+        said.append(f"; in {name} ({len(rows)} scans, FVU {fvu:.3f}) {to_mean} the mean image and {to_pca} PCA")
+    if too_few:
+        said.append(f"; too few held-out scans to say in {', '.join(too_few)}")
+    return "".join(said)
 
 
 def _answer(
@@ -303,16 +311,16 @@ def _answer(
 ) -> str:
     held_out = strata["all"]
     n_subjects = known["subject_id"].iloc[held_out].nunique()
-    text = f"On {len(held_out)} held-out scans of {n_subjects} subjects the model is "
-    text += _sentence(measures, known, held_out, n_components=n_components, seed=seed)
-    for stratum, rows in strata.items():
-        if stratum.startswith("dataset "):
-            text += f"; {stratum} ({len(rows)} scans): "
-            text += _sentence(measures, known, rows, n_components=n_components, seed=seed)
+    (fvu, low, high), against_pca, pca_fvu = _standing(measures, known, held_out, seed=seed)
+    difference, from_, to = against_pca
     held = table[(table["stratum"] == "all") & (table["part"] == HELD_OUT)].set_index("method")
     ssim, gm_error = held["ssim"], held["gm_error_percent"]
     return (
-        f"{text}. Structural similarity is {ssim['model']:.3f} for the model, {ssim['pca']:.3f} for PCA and "
+        f"On {len(held_out)} held-out scans of {n_subjects} subjects the model is "
+        f"{verdict((fvu - 1, low - 1, high - 1))} the mean image (FVU {fvu:.3f} [{low:.3f}, {high:.3f}]) and "
+        f"{verdict(against_pca)} PCA of equal size ({n_components} components, FVU {pca_fvu:.3f}; difference "
+        f"{difference:+z.4f} [{from_:+z.4f}, {to:+z.4f}]){_cohorts(measures, known, strata, seed=seed)}. "
+        f"Structural similarity is {ssim['model']:.3f} for the model, {ssim['pca']:.3f} for PCA and "
         f"{ssim['mean image']:.3f} for the mean image; total grey matter is off by {gm_error['model']:.1f} % on average."
     )
 
