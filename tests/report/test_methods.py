@@ -3,6 +3,7 @@ from pathlib import Path
 
 import tomli_w
 
+from nilatent.provenance import read_json, write_json
 from nilatent.report import methods, study
 
 Make = Callable[..., Path]
@@ -33,6 +34,15 @@ def test_text_follows_the_settings(make_run: Make) -> None:
     after = text_of(folder)
     assert "not smoothed" in after
     assert "2 mm voxels" in after
+
+
+def test_everything_that_was_removed_is_named(make_run: Make) -> None:
+    folder = make_run()
+    assert "after removing" not in text_of(folder)
+    head = read_json(folder / "findings/lrcp/finding.json")
+    head["settings"] |= {"confounds": ["age", "total_gm"], "site": "scanner"}
+    write_json(folder / "findings/lrcp/finding.json", head)
+    assert "after removing age, total_gm, scanner, permuted within the levels of scanner" in text_of(folder)
 
 
 def test_a_run_without_a_model_tells_of_none(make_run: Make) -> None:

@@ -110,7 +110,11 @@ def _scans(run: Run) -> str:
     text = (
         f"We analysed {count(len(scans), 'scan')} of {count(scans['subject_id'].nunique(), 'person')} from "
         f"{count(len(sources), 'data set')} ({', '.join(sources)}), read as BIDS [bids] folders or tables. "
-        f"{count(len(run.cohort.excluded), 'scan').capitalize()} left out, each listed with its reason."
+        + (
+            f"{count(len(run.cohort.excluded), 'scan').capitalize()} left out, each listed with its reason."
+            if len(run.cohort.excluded)
+            else "None was left out."
+        )
     )
     if run.parts.empty:
         return text
@@ -206,12 +210,13 @@ def _lrcp(run: Run) -> str:
     settings = run.findings["lrcp"].settings
     draws = next((settings[key] for key in ("n_permutations", "n_permutation") if key in settings), None)
     how = f" with {draws:,} permutations" if isinstance(draws, int) else ""
-    study = run.settings.get("study", {})
-    covariates = ", ".join(study.get("covariates") or ())
-    removed = f" after removing {covariates}" if covariates else ""
+    # What was really removed: the covariates asked for, total grey matter and head size where adjusted for, and the site.
+    confounds = [*(settings.get("confounds") or ()), *([settings["site"]] if settings.get("site") else [])]
+    removed = f" after removing {', '.join(confounds)}" if confounds else ""
+    blocks = f", permuted within the levels of {settings['site']}" if settings.get("site") else ""
     return (
         f"Latent-regional correlation profiling (LRCP as implemented here) joined two tests{how} [freedman] [winkler]"
-        f"{removed}: whether the latents are associated with a region's grey matter, and whether what they carry of the "
+        f"{removed}{blocks}: whether the latents are associated with a region's grey matter, and whether what they carry of the "
         "region separates the groups. Both hold family-wise over regions by the maximum statistic; a region is positive "
         "when both are significant. False discovery rates are given beside them [fdr]."
     )
