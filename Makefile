@@ -23,7 +23,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or real"
+	$(BIN)/python -m pytest -m "(slow or real) and not calibration"
 
 river: $(STAMP)
 	$(BIN)/python -m pytest tests/river -m "slow or not slow"
