@@ -180,6 +180,14 @@ def template(name: str, grid: Grid | None = None) -> nib.Nifti1Image:
     return grid.to_image(average_to_grid(array, source.affine, grid))
 
 
+@cache
+def template_array(name: str, spacing_mm: float) -> npt.NDArray[np.float32]:
+    """Values of :func:`template` on the MNI grid of a spacing, kept in memory; (x, y, z) float32, read-only."""
+    values = np.asarray(template(name, Grid.mni(spacing_mm)).get_fdata(dtype=np.float32))
+    values.flags.writeable = False
+    return values
+
+
 def average_to_grid(array: npt.NDArray[Any], affine: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
     """Mean of an image over every voxel of a grid, by sampling each voxel densely and averaging.
 

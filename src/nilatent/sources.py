@@ -23,6 +23,7 @@ ENDINGS = (".nii.gz", ".nii")
 ENTITY = re.compile(r"(?:^|_)(sub|ses)-([^_]+)")
 # Entities that tell scans apart, not kinds of image.
 SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+")
+GM_MAP = re.compile(r"_label-GM(?:_desc-[A-Za-z0-9]+)?_probseg\.")
 CAT12_MAP = re.compile(r"^(?P<kind>s?\d*m0?wp1)(?P<rest>.+)$")
 
 
@@ -152,7 +153,7 @@ def _source(
 
 def _images(folder: Path, suffix: str) -> tuple[str, list[Path]]:
     files = _nifti_files(folder)
-    grey = [path for path in files if "label-GM_probseg" in path.name and "space-MNI" in path.name]
+    grey = [path for path in files if GM_MAP.search(path.name) and "space-MNI" in path.name]
     cat12 = [path for path in files if CAT12_MAP.match(path.name)]
     raw = [path for path in files if re.search(r"_T1w\.nii(\.gz)?$", path.name) and "space-" not in path.name]
     raw = [path for path in raw if "derivatives" not in path.relative_to(folder).parts and path not in cat12]

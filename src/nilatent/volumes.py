@@ -17,7 +17,7 @@ from scipy import linalg
 
 from nilatent.cohort import Cohort
 from nilatent.errors import GridError, SettingError
-from nilatent.grid import Grid, average_to_grid, gm_mask, template
+from nilatent.grid import Grid, average_to_grid, gm_mask, template, template_array
 from nilatent.progress import track
 from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
 
@@ -30,6 +30,7 @@ __all__ = [
     "open_volumes",
     "pack",
     "template",
+    "template_array",
     "volumes_in_memory",
     "voxel_pca",
 ]

@@ -1,11 +1,13 @@
 """Derivative: where the files of a prepared scan lie, when they count as done, and how they are written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from nilatent.provenance import atomic, hash_file, read_json, versions, write_json
@@ -14,6 +16,34 @@ SPACE = "MNI152NLin2009aSym"
 BIDS_VERSION = "1.9.0"
 # Lists of the study that stand beside the scans and are no part of BIDS.
 NOT_BIDS = ("scans.tsv", "scans.json", "excluded.tsv", "quality.tsv", "quality.json", "provenance.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a recipe makes of one scan.
+
+    Parameters
+    ----------
+    maps : dict[str, ndarray]
+        (x, y, z) float32 on the grid, not yet smoothed: ``gm`` always; ``wm``, ``csf`` and ``t1w`` when made from a scan.
+    to_template : ndarray
+        (4, 4) millimetres of the scan to millimetres of the template.
+    measures : dict[str, float]
+        Keys of ``quality.MEASURES``.
+    notes : dict[str, Any]
+        What was found out about the scan, for the side-car.
+    transforms : dict[str, str or Nifti1Image]
+        End of the file name (``"from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt"``) to text or displacement field.
+    tissues : ndarray or None
+        (x, y, z) uint8 in the scan's own space (RAS): 0 background, 1 grey, 2 white, 3 fluid.
+    """
+
+    maps: dict[str, npt.NDArray[np.float32]]
+    to_template: npt.NDArray[np.float64]
+    measures: dict[str, float]
+    notes: dict[str, Any]
+    transforms: dict[str, str | nib.Nifti1Image] = field(default_factory=dict)
+    tissues: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,12 +58,18 @@ class Place:
         ``"sub-01"`` and ``"ses-02"`` (or ``""``).
     spacing_mm : float
         Voxel size, for the entity ``res-``.
+    target : {"gm", "t1w"}
+        The image that is modelled.
+    description : str
+        How tissue maps were made, for the entity ``desc-``: ``"modulatedSmooth8"``.
     """
 
     root: Path
     subject: str
     session: str
     spacing_mm: float
+    target: str
+    description: str
 
     @property
     def folder(self) -> Path:
@@ -41,24 +77,43 @@ class Place:
         return self.root / self.subject / self.session / "anat" if self.session else self.root / self.subject / "anat"
 
     @property
-    def _stem(self) -> str:
+    def stem(self) -> str:
+        """Subject and session, as every file name starts."""
         return "_".join(part for part in (self.subject, self.session) if part)
 
+    def map(self, name: str) -> Path:
+        """Map in template space: ``"gm"``, ``"wm"``, ``"csf"`` or ``"t1w"``."""
+        space = f"space-{SPACE}_res-{number_label(self.spacing_mm)}"
+        kind = "desc-preproc_T1w" if name == "t1w" else f"label-{name.upper()}_desc-{self.description}_probseg"
+        return self.folder / f"{self.stem}_{space}_{kind}.nii.gz"
+
     @property
-    def gm(self) -> Path:
-        """The grey-matter map."""
-        resolution = f"{self.spacing_mm:g}".replace(".", "p")
-        return self.folder / f"{self._stem}_space-{SPACE}_res-{resolution}_label-GM_probseg.nii.gz"
+    def modelled(self) -> Path:
+        """The map that the cohort points to."""
+        return self.map(self.target)
 
     @property
     def side_car(self) -> Path:
         """Written last: where it is and carries the key, the scan is done."""
-        return self.gm.with_name(self.gm.name.replace(".nii.gz", ".json"))
+        return _side_car(self.modelled)
 
     @property
-    def transform(self) -> Path:
-        """The affine in ITK's text format."""
-        return self.folder / f"{self._stem}_from-T1w_to-{SPACE}_mode-image_xfm.txt"
+    def tissues(self) -> Path:
+        """Tissue labels in the scan's own space."""
+        return self.folder / f"{self.stem}_space-orig_dseg.nii.gz"
+
+    def transform(self, ending: str) -> Path:
+        """A transform by the end of its name."""
+        return self.folder / f"{self.stem}_{ending}"
+
+
+def number_label(value: float) -> str:
+    """A number as a BIDS label: 1.5 becomes 1p5."""
+    return f"{value:g}".replace(".", "p")
+
+
+def _side_car(image: Path) -> Path:
+    return image.with_name(image.name.replace(".nii.gz", ".json"))
 
 
 def is_done(place: Place, key: str) -> bool:
@@ -78,39 +133,41 @@ def is_done(place: Place, key: str) -> bool:
 
 def write_scan(
     place: Place,
-    gm: nib.Nifti1Image,
-    transform: str,
+    images: Mapping[Path, tuple[nib.Nifti1Image, Mapping[str, Any]]],
+    transforms: Mapping[Path, str | nib.Nifti1Image],
     *,
     key: str,
-    described: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> None:
-    """Write map, transform and side-car, each atomically, the side-car last.
+    """Write images and transforms with their side-cars, each atomically, that of the modelled map last.
 
     Parameters
     ----------
     place : Place
         Where.
-    gm : Nifti1Image
-        The map on the grid.
-    transform : str
-        ITK text, or ``""`` when the map was in template space already.
+    images : Mapping[Path, tuple[Nifti1Image, Mapping[str, Any]]]
+        Path to image and the BIDS fields of its side-car; the modelled map must be among them.
+    transforms : Mapping[Path, str or Nifti1Image]
+        Path to text or displacement field.
     key : str
         Hash of image, settings and versions.
-    described : Mapping[str, Any]
-        BIDS fields of the side-car.
     record : Mapping[str, Any]
-        Measures and settings, kept under ``nilatent``.
+        Measures and settings, kept under ``nilatent`` in the side-car of the modelled map.
     """
     place.side_car.unlink(missing_ok=True)
-    with atomic(place.gm) as temporary:
-        nib.save(gm, temporary)
-    written = [place.gm]
-    if transform:
-        with atomic(place.transform) as temporary:
-            temporary.write_text(transform, encoding="ascii")
-        written.append(place.transform)
-    outputs = {path.name: hash_file(path) for path in written}
+    for path, content in transforms.items():
+        with atomic(path) as temporary:
+            if isinstance(content, str):
+                temporary.write_text(content, encoding="ascii")
+            else:
+                nib.save(content, temporary)
+    for path, (image, described) in images.items():
+        with atomic(path) as temporary:
+            nib.save(image, temporary)
+        if path != place.modelled:
+            write_json(_side_car(path), described)
+    outputs = {path.name: hash_file(path) for path in (*transforms, *images)}
+    described = images[place.modelled][1]
     write_json(place.side_car, {**described, "nilatent": {**record, "Key": key, "Outputs": outputs}})
 
 

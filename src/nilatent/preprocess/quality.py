@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nilatent.volumes import Grid, template_array
+
 # Measure: (unit, description, side of the distribution that is bad, or "" when it is a covariate and no judgement).
 MEASURES: dict[str, tuple[str, str, str]] = {
     "head_size_factor": (
@@ -65,6 +67,28 @@ def outside_fraction(values: npt.NDArray[np.float32], inside: npt.NDArray[np.boo
     """Share of the sum of a non-negative map that lies outside a mask; 0 for an empty map."""
     total = float(values.sum(dtype=np.float64))
     return 1 - float(values[inside].sum(dtype=np.float64)) / total if total > 0 else 0.0
+
+
+def gm_measures(gm: npt.NDArray[np.float32], grid: Grid) -> dict[str, float]:
+    """How well a grey-matter map fits the template's.
+
+    Parameters
+    ----------
+    gm : ndarray
+        (x, y, z) on the grid, not smoothed.
+    grid : Grid
+        Of the map.
+
+    Returns
+    -------
+    dict[str, float]
+        ``template_correlation`` and ``outside_fraction``.
+    """
+    mask = template_array("mask", grid.spacing_mm)
+    return {
+        "template_correlation": correlation(gm, template_array("gm", grid.spacing_mm), mask > 0.5),
+        "outside_fraction": outside_fraction(gm, mask > 0),
+    }
 
 
 def tissue_contrast(

@@ -1,7 +1,6 @@
 """Recipes: from each scan of a cohort to a checked grey-matter map on one grid, side by side and in any number of runs."""
 
 import importlib.metadata
-import re
 import tempfile
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
@@ -9,31 +8,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
-from nilatent.preprocess import derivative, intensity, quality, registration, space, tissue, workers
+from nilatent.preprocess import derivative, quality, resampling, space, workers
+from nilatent.preprocess.gm import is_map, prepare_map
+from nilatent.preprocess.t1 import prepare_t1
 from nilatent.progress import track
-from nilatent.provenance import hash_values, read_json, versions
-from nilatent.volumes import Grid, template
+from nilatent.provenance import hash_values, versions
+from nilatent.volumes import Grid
 
 RECIPES = ("auto", "t1", "gm")
 # Raised when the same settings give other numbers, so that maps of an older recipe are made again.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+TARGETS = ("gm", "t1w")
+NORMALISATIONS = ("affine", "syn")
 FWHM_LIMIT_MM = 12.0
-GM_NAME = re.compile(r"label-GM|(?:^|_)s?\d*m?0?w[pc]1")
-SMOOTHED_NAME = re.compile(r"(?:^|_)s\d*m?0?w[pc]1|desc-\w*[sS]mooth")
-BRAIN_ML = (600.0, 2300.0)
-CROP_MARGIN_MM = 8.0
-# Values of a grey-matter map; modulation takes a few voxels above 1, interpolation a few below 0.
-GM_LOWEST, GM_HIGHEST, GM_PERCENTILE = -0.1, 2.0, 99.9
-MIN_BRAIN_COVERED, COVERAGE_SPACING_MM = 0.95, 4.0
-# Well below any rightly placed brain or map, well above one that lies somewhere else.
-MIN_GM_CORRELATION = 0.35
-MIN_T1_CORRELATION = 0.3
+TISSUE_NAMES = {"gm": "Grey-matter", "wm": "White-matter", "csf": "Cerebrospinal-fluid"}
 ENGINES = {"t1": ("antspyx", "deepbet", "nilearn"), "gm": ("nilearn",)}
 COVARIATES = ("head_size_factor", "tiv_ml", "gm_ml", "wm_ml", "csf_ml")
 
@@ -50,21 +44,35 @@ class RecipeConfig:
     spacing_mm : float
         Voxel size of the output, 1 to 6.
     fwhm_mm : float
-        Gaussian smoothing in template space, 0 to 12; maps that were smoothed before are not smoothed again.
+        Gaussian smoothing of tissue maps in template space, 0 to 12; maps that were smoothed before are not smoothed again.
     modulation : bool
-        Recipe ``"t1"``: multiply by the volume change of the affine, so that volume is preserved. Maps that exist are
-        taken as they are.
+        Recipe ``"t1"``: multiply tissue maps by the volume change, so that volume is preserved. Maps that exist are taken
+        as they are.
+    normalisation : {"affine", "syn"}
+        Recipe ``"t1"``: how a brain is moved to the template; ``"syn"`` adds a symmetric diffeomorphic registration, as
+        VBM does, and takes longer.
+    target : {"gm", "t1w"}
+        The image that is modelled: the grey-matter map, or T1 intensities scaled to [0, 1] inside the brain. Recipe
+        ``"t1"`` writes both.
     """
 
     name: str = "auto"
     spacing_mm: float = 4.0
     fwhm_mm: float = 8.0
     modulation: bool = True
+    normalisation: str = "affine"
+    target: str = "gm"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         if self.name not in RECIPES:
             raise SettingError(f"recipe.name is one of {', '.join(RECIPES)}, got '{self.name}'.")
+        if self.normalisation not in NORMALISATIONS:
+            raise SettingError(
+                f"recipe.normalisation is one of {', '.join(NORMALISATIONS)}, got '{self.normalisation}'."
+            )
+        if self.target not in TARGETS:
+            raise SettingError(f"recipe.target is one of {', '.join(TARGETS)}, got '{self.target}'.")
         if not 0 <= self.fwhm_mm <= FWHM_LIMIT_MM:
             raise SettingError(
                 f"recipe.fwhm_mm is between 0 and {FWHM_LIMIT_MM:g}, got {self.fwhm_mm}. 8 is usual for VBM."
@@ -101,28 +109,6 @@ class Job:
     source: str
     key: str
     scratch: Path
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What a recipe makes of one scan.
-
-    Parameters
-    ----------
-    gm : ndarray
-        (x, y, z) float32 on the grid, not yet smoothed.
-    to_template : ndarray
-        (4, 4) millimetres of the scan to millimetres of the template.
-    measures : dict[str, float]
-        Keys of ``quality.MEASURES``.
-    notes : dict[str, Any]
-        What was found out about the scan, for the side-car.
-    """
-
-    gm: npt.NDArray[np.float32]
-    to_template: npt.NDArray[np.float64]
-    measures: dict[str, float]
-    notes: dict[str, Any]
 
 
 def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1) -> Cohort:
@@ -183,24 +169,30 @@ def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path) -> lis
     jobs = []
     for scan_id, row in cohort.scans.iterrows():
         path, dataset = Path(row["path"]), str(row["dataset"])
-        name = config.name if config.name != "auto" else ("gm" if GM_NAME.search(path.name) else "t1")
+        name = config.name if config.name != "auto" else ("gm" if is_map(path) else "t1")
         settings = replace(config, name=name)
         key = hash_values([row["sha256"], settings, RECIPE_VERSION, _engines(name)]) if row["sha256"] else ""
         subject = str(row["subject_id"]).removeprefix(f"{dataset}_")
         root = out / dataset if several else out
-        place = derivative.Place(root, subject, str(row["session_id"]), config.spacing_mm)
+        place = _place(root, subject, str(row["session_id"]), settings)
         first = next((i for i, part in enumerate(path.parts) if part.startswith("sub-")), len(path.parts) - 1)
         source = f"bids:{dataset}:{'/'.join(path.parts[first:])}"
         jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch))
     targets: dict[Path, str] = {}
     for job in jobs:
-        if job.place.gm in targets:
+        if job.place.modelled in targets:
             raise CohortError(
-                f"Scans {targets[job.place.gm]} and {job.scan_id} would both be written to {job.place.gm.name}. "
+                f"Scans {targets[job.place.modelled]} and {job.scan_id} would both be written to {job.place.modelled.name}. "
                 "Give each scan its own subject_id and session_id."
             )
-        targets[job.place.gm] = job.scan_id
+        targets[job.place.modelled] = job.scan_id
     return jobs
+
+
+def _place(root: Path, subject: str, session: str, config: RecipeConfig) -> derivative.Place:
+    made = "given" if config.name == "gm" else "modulated" if config.modulation else "unmodulated"
+    smooth = f"Smooth{derivative.number_label(config.fwhm_mm)}" if config.fwhm_mm else ""
+    return derivative.Place(root, subject, session, config.spacing_mm, config.target, made + smooth)
 
 
 @cache
@@ -237,8 +229,8 @@ def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     scans = cohort.scans.copy()
     own = [name for name in (*quality.MEASURES, "recipe", "quality_flags") if name in scans]
     scans = scans.rename(columns={name: f"source_{name}" for name in own})
-    scans["path"] = [str(job.place.gm) for job in jobs]
-    scans["sha256"] = [records[job.scan_id]["Outputs"][job.place.gm.name] for job in jobs]
+    scans["path"] = [str(job.place.modelled) for job in jobs]
+    scans["sha256"] = [records[job.scan_id]["Outputs"][job.place.modelled.name] for job in jobs]
     scans["recipe"] = [job.config.name for job in jobs]
     measured = pd.DataFrame([records[job.scan_id]["Measures"] for job in jobs], index=scans.index, dtype=float)
     for name in quality.MEASURES:
@@ -267,133 +259,67 @@ def _dictionary(measures: list[str]) -> dict[str, Any]:
 
 def prepare_scan(job: Job) -> None:
     """Do one scan and write its files, the side-car last; a ``ScanError`` leaves nothing behind."""
-    grid = Grid.mni(job.config.spacing_mm)
+    config, grid = job.config, Grid.mni(job.config.spacing_mm)
     scan = space.load_scan(job.path)
-    result = _t1(scan, job, grid) if job.config.name == "t1" else _gm(scan, job, grid)
-    fwhm_mm = 0.0 if result.notes.get("SmoothedBefore") else job.config.fwhm_mm
-    described = {
-        "Description": "Grey-matter map, modulated: its sum times the voxel volume is the grey-matter volume"
-        if result.notes.get("Modulated")
-        else "Grey-matter map",
+    if config.name == "t1":
+        made = prepare_t1(
+            scan,
+            grid,
+            path=job.path,
+            work=job.scratch,
+            modulation=config.modulation,
+            normalisation=config.normalisation,
+        )
+    else:
+        made = prepare_map(scan, grid, path=job.path)
+    if config.target not in made.maps:
+        rule = "has the image to model"
+        raise ScanError(
+            f"{job.path}: rule '{rule}' is broken: a map has no T1 intensities. Give T1 scans, or set recipe.target to gm.",
+            rule=rule,
+        )
+    record = {
+        "Recipe": config,
+        "Engines": _engines(config.name),
+        "Measures": {name: value for name, value in made.measures.items() if np.isfinite(value)},
+        "ToTemplate": made.to_template,
+        "Scan": {
+            "StoredAxes": scan.stored_axes,
+            "StoredShape": scan.stored_shape,
+            "StoredAffine": scan.stored_affine,
+            "OrientedBy": scan.oriented_by,
+            "VoxelMm": scan.voxel_mm,
+        }
+        | made.notes,
+    }
+    transforms = {job.place.transform(ending): content for ending, content in made.transforms.items()}
+    derivative.write_scan(job.place, _images(job, made, scan, grid), transforms, key=job.key, record=record)
+
+
+def _images(
+    job: Job, made: derivative.Prepared, scan: space.Scan, grid: Grid
+) -> dict[Path, tuple[nib.Nifti1Image, dict[str, Any]]]:
+    """Every image of a scan with the BIDS fields of its side-car."""
+    on_grid = {
         "Sources": [job.source],
         "SpatialReference": derivative.SPACE,
         "Resolution": f"{job.config.spacing_mm:g} mm isotropic",
         "SkullStripped": True,
-        "SmoothingFWHM": result.notes.get("SmoothedBefore", fwhm_mm),
     }
-    record = {
-        "Recipe": job.config,
-        "Engines": _engines(job.config.name),
-        "Measures": {name: value for name, value in result.measures.items() if np.isfinite(value)},
-        "ToTemplate": result.to_template,
-        "Scan": {"StoredAxes": scan.stored_axes, "OrientedBy": scan.oriented_by, "VoxelMm": scan.voxel_mm}
-        | result.notes,
-    }
-    moved = job.config.name == "t1"
-    transform = registration.itk_text(result.to_template) if moved else ""
-    image = grid.to_image(space.smooth(result.gm, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm))
-    derivative.write_scan(job.place, image, transform, key=job.key, described=described, record=record)
-
-
-@cache
-def _template(name: str, spacing_mm: float) -> npt.NDArray[np.float32]:
-    return np.asarray(template(name, Grid.mni(spacing_mm)).get_fdata(dtype=np.float32))
-
-
-def _broken(job: Job, rule: str, value: str, next_step: str) -> ScanError:
-    return ScanError(f"{job.path}: rule '{rule}' is broken: {value}. {next_step}", rule=rule)
-
-
-def _gm(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
-    low, high = float(scan.data.min()), float(np.percentile(scan.data, GM_PERCENTILE))
-    if low < GM_LOWEST or not 0 < high <= GM_HIGHEST:
-        found = f"values run from {low:.3g} to {high:.3g} (percentile {GM_PERCENTILE:g}), expected 0 to {GM_HIGHEST:g}"
-        step = "Give a grey-matter probability or modulated map (divide percentages by 100), or use the recipe t1."
-        raise _broken(job, "range of a grey-matter map", found, step)
-    step = "Give a map normalised to MNI space, or prepare the T1 scan with the recipe t1."
-    covered = space.share_inside(scan, _template("gm", COVERAGE_SPACING_MM) > 0.5, Grid.mni(COVERAGE_SPACING_MM))
-    if covered < MIN_BRAIN_COVERED:
-        found = f"its field of view covers {covered:.0%} of the template's grey matter, at least {MIN_BRAIN_COVERED:.0%} needed"
-        raise _broken(job, "field of view covers the brain", found, step)
-    same = np.eye(4)
-    gm = space.resample(np.maximum(scan.data, 0), scan.affine, grid, to_grid=same, modulate=False)
-    measures = _gm_measures(gm, grid) | {"gm_ml": float(gm.sum(dtype=np.float64)) * grid.voxel_ml}
-    correlation = measures["template_correlation"]
-    if correlation < MIN_GM_CORRELATION:
-        found = f"its correlation with the template's grey matter is {correlation:.2f}, at least {MIN_GM_CORRELATION} needed"
-        raise _broken(job, "lies in MNI space", found, step)
-    notes = {"SmoothedBefore": before} if (before := _smoothed_before(job.path)) else {}
-    return Prepared(gm, same, measures, notes)
-
-
-def _smoothed_before(path: Path) -> float | str:
-    """FWHM in mm that the map's side-car states, ``"unknown"`` when only its name says so, 0 when nothing does."""
-    side_car = path.with_name(path.name.split(".")[0] + ".json")
-    try:
-        stated = float(read_json(side_car)["SmoothingFWHM"]) if side_car.is_file() else 0.0
-    except (ValueError, KeyError, TypeError):
-        stated = 0.0
-    if stated > 0:
-        return stated
-    return "unknown" if SMOOTHED_NAME.search(path.name) else 0.0
-
-
-def _gm_measures(gm: npt.NDArray[np.float32], grid: Grid) -> dict[str, float]:
-    inside = _template("mask", grid.spacing_mm) > 0.5
-    return {
-        "template_correlation": quality.correlation(gm, _template("gm", grid.spacing_mm), inside),
-        "outside_fraction": quality.outside_fraction(gm, _template("mask", grid.spacing_mm) > 0),
-    }
-
-
-def _t1(scan: space.Scan, job: Job, grid: Grid) -> Prepared:
-    found = tissue.stripped_mask(scan.data, scan.voxel_ml)
-    stripped = found is not None
-    whole = found if found is not None else tissue.brain_mask(scan.data, scan.affine)
-    _check_brain(job, float(whole.sum()) * scan.voxel_ml)
-    head, box = space.crop(scan, whole, margin_mm=CROP_MARGIN_MM)
-    mask = whole[box]
-    field = intensity.bias_field(head.data, mask, head.voxel_mm)
-    brain = replace(head, data=np.where(mask, head.data / field, 0).astype(np.float32))
-    with tempfile.TemporaryDirectory(dir=job.scratch) as work:
-        to_template, t1_correlation = registration.register_affine(
-            brain.data,
-            brain.affine,
-            _template("t1", registration.SPACING_MM),
-            _template("mask", registration.SPACING_MM),
-            grid=Grid.mni(registration.SPACING_MM),
-            work=Path(work),
-        )
-        if t1_correlation < MIN_T1_CORRELATION:
-            value = f"aligned, it correlates {t1_correlation:.2f} with the template, at least {MIN_T1_CORRELATION} is needed"
-            raise _broken(
-                job, "aligns with the template", value, "Look at the scan: orientation, cuts, lesions or contrast."
-            )
-        priors = [space.pull(template(name), brain, to_template) for name in ("gm", "wm", "csf")]
-        parts = tissue.segment(brain.data, mask, priors, head.voxel_mm, work=Path(work))
-    gm = space.resample(parts[0], head.affine, grid, to_grid=to_template, modulate=job.config.modulation)
-    aligned = space.resample(mask.astype(np.float32), head.affine, grid, to_grid=to_template, modulate=False)
-    contrast, white = quality.tissue_contrast(brain.data, parts[0], parts[1])
-    volumes = [float(part.sum(dtype=np.float64)) * head.voxel_ml for part in parts]
-    measures = {
-        "head_size_factor": 1 / space.volume_change(to_template),
-        "tiv_ml": float(mask.sum()) * head.voxel_ml,
-        "gm_ml": volumes[0],
-        "wm_ml": volumes[1],
-        "csf_ml": volumes[2],
-        "t1_correlation": t1_correlation,
-        "mask_dice": quality.dice(aligned > 0.5, _template("mask", grid.spacing_mm) > 0.5),
-        "bias_range": intensity.bias_range(field, mask),
-        "noise_ratio": intensity.noise(brain.data, parts[1] > 0.5) / white,
-        "tissue_contrast": contrast,
-    }
-    notes = {"StrippedBefore": stripped, "BrainExtraction": "none" if stripped else "deepbet"}
-    return Prepared(gm, to_template, measures | _gm_measures(gm, grid), notes | {"Modulated": job.config.modulation})
-
-
-def _check_brain(job: Job, volume_ml: float) -> None:
-    if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
-        found = f"the brain found in it has {volume_ml:.0f} ml, expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}"
-        raise _broken(
-            job, "brain volume", found, "Check that it is a T1 scan of a whole head and its voxel size is right."
-        )
+    fwhm_mm = 0.0 if made.notes.get("SmoothedBefore") else job.config.fwhm_mm
+    images = {}
+    for name, values in made.maps.items():
+        if name == "t1w":
+            fields = on_grid | {"Description": "T1 intensities, percentiles 0.5 to 99.5 of the brain scaled to [0, 1]"}
+        else:
+            sum_means = ", modulated: its sum times the voxel volume is the volume in the subject's own space"
+            fields = on_grid | {
+                "Description": f"{TISSUE_NAMES[name]} map{sum_means if made.notes.get('Modulated') else ''}",
+                "SmoothingFWHM": made.notes.get("SmoothedBefore", fwhm_mm),
+            }
+            values = resampling.smooth(values, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm)
+        images[job.place.map(name)] = (grid.to_image(values), fields)
+    if made.tissues is not None:
+        fields = {"Sources": [job.source], "SpatialReference": "orig", "Description": "Most probable tissue"}
+        images[job.place.tissues] = (space.as_stored(made.tissues, scan), fields)
+    return images

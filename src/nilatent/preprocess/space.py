@@ -1,25 +1,23 @@
-"""Space: load a scan and refuse bad geometry, crop it, resample it once, smooth it."""
+"""Space: load a scan in RAS orientation and refuse what cannot be a brain scan."""
 
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy import ndimage
 
 from nilatent.errors import ScanError
-from nilatent.volumes import Grid, average_to_grid
 
 VOXEL_MM = (0.4, 6.0)
 MIN_EXTENT_MM = 100.0
 # About three times a 0.5 mm whole head; a header that claims more is damaged, and reading it would fill the memory.
 MAX_VOXELS = 400_000_000
 MAX_SHEAR = 0.02
-FWHM_BY_SIGMA = float(np.sqrt(8 * np.log(2)))
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError)
 
 
@@ -35,6 +33,10 @@ class Scan:
         (4, 4) voxel indices to millimetres; the axes may be oblique.
     stored_axes : str
         Orientation on disk, such as ``"LAS"``.
+    stored_shape : tuple[int, int, int]
+        Voxels along the axes on disk.
+    stored_affine : ndarray
+        (4, 4) affine on disk.
     oriented_by : str
         ``"sform"``, ``"qform"``, or ``"nothing"`` when the header has neither and left and right are only assumed.
     """
@@ -42,6 +44,8 @@ class Scan:
     data: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
     stored_axes: str
+    stored_shape: tuple[int, ...]
+    stored_affine: npt.NDArray[np.float64]
     oriented_by: str
 
     @property
@@ -91,7 +95,7 @@ def load_scan(path: Path) -> Scan:
         raise _unreadable(path, error) from error
     _check_values(path, data)
     stored = "".join(str(axis) for axis in nib.aff2axcodes(matrix))
-    return Scan(data, np.asarray(image.affine, dtype=float), stored, _oriented_by(image))
+    return Scan(data, np.asarray(image.affine, dtype=float), stored, shape[:3], matrix, _oriented_by(image))
 
 
 def _refusal(path: Path, rule: str, value: str, next_step: str) -> ScanError:
@@ -158,132 +162,17 @@ def _oriented_by(image: nib.spatialimages.SpatialImage) -> str:
     return "qform" if int(header["qform_code"]) > 0 else "nothing"
 
 
-def crop(scan: Scan, mask: npt.NDArray[np.bool_], *, margin_mm: float) -> tuple[Scan, tuple[slice, slice, slice]]:
-    """The part of a scan around a mask, with the affine moved accordingly.
-
-    Returns
-    -------
-    Scan
-        Bounding box of the mask with the margin.
-    tuple[slice, slice, slice]
-        Where the box lies in the scan.
-    """
-    box = []
-    for axis in range(3):
-        there = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = int(np.ceil(margin_mm / scan.voxel_mm[axis]))
-        box.append(slice(max(0, int(there[0]) - margin), min(mask.shape[axis], int(there[-1]) + 1 + margin)))
-    slices = (box[0], box[1], box[2])
-    affine = scan.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [part.start for part in slices]
-    return Scan(np.ascontiguousarray(scan.data[slices]), affine, scan.stored_axes, scan.oriented_by), slices
-
-
-def volume_change(affine: npt.NDArray[np.float64]) -> float:
-    """Jacobian determinant of an affine: volume after by volume before, always positive."""
-    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
-
-
-def resample(
-    data: npt.NDArray[np.float32],
-    affine: npt.NDArray[np.float64],
-    grid: Grid,
-    *,
-    to_grid: npt.NDArray[np.float64],
-    modulate: bool,
-) -> npt.NDArray[np.float32]:
-    """Bring a map to the grid in one interpolation, as the mean over each grid voxel.
+def as_stored(values: npt.NDArray[Any], scan: Scan) -> nib.Nifti1Image:
+    """An image of values in the scan's RAS space, with the axes, the shape and the affine of the scan's file.
 
     Parameters
     ----------
-    data : ndarray
-        (x, y, z) map.
-    affine : ndarray
-        (4, 4) of the map.
-    grid : Grid
-        Target.
-    to_grid : ndarray
-        (4, 4) millimetres of the map's space to millimetres of the grid's space.
-    modulate : bool
-        Divide by the volume change, so that sum x voxel volume is the same before and after; otherwise the values
-        keep their meaning (a probability stays one) and the volume changes with the head size.
-
-    Returns
-    -------
-    ndarray
-        (x, y, z) float32 on the grid. A map that is already there comes back unchanged.
-    """
-    placed = to_grid @ affine
-    same = data.shape == grid.shape and np.allclose(placed, grid.affine, atol=1e-4)
-    moved = np.asarray(data, dtype=np.float32) if same else average_to_grid(data, placed, grid)
-    return np.asarray(moved / volume_change(to_grid) if modulate else moved, dtype=np.float32)
-
-
-def pull(image: nib.Nifti1Image, scan: Scan, to_template: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """A template image as the scan's voxels see it, by linear interpolation.
-
-    Parameters
-    ----------
-    image : Nifti1Image
-        In template space.
+    values : ndarray
+        (x, y, z) as ``scan.data``.
     scan : Scan
-        Gives the voxels.
-    to_template : ndarray
-        (4, 4) millimetres of the scan to millimetres of the template.
-
-    Returns
-    -------
-    ndarray
-        (x, y, z) float32 in the scan's space; 0 outside the image.
+        Says how the file is stored.
     """
-    there = np.linalg.inv(image.affine) @ to_template @ scan.affine
-    moved = ndimage.affine_transform(
-        image.get_fdata(dtype=np.float32), there[:3, :3], there[:3, 3], output_shape=scan.data.shape, order=1
-    )
-    return np.asarray(moved, dtype=np.float32)
-
-
-def share_inside(scan: Scan, voxels: npt.NDArray[np.bool_], grid: Grid) -> float:
-    """Share of some voxels of a grid whose centres lie in the field of view of a scan.
-
-    Parameters
-    ----------
-    scan : Scan
-        In the grid's space.
-    voxels : ndarray
-        (x, y, z) bool on the grid, at least one true.
-    grid : Grid
-        Of the voxels.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-    """
-    to_scan = np.linalg.inv(scan.affine) @ grid.affine
-    positions = np.argwhere(voxels) @ to_scan[:3, :3].T + to_scan[:3, 3]
-    inside = (positions > -0.5) & (positions < np.asarray(scan.data.shape) - 0.5)
-    return float(inside.all(axis=1).mean())
-
-
-def smooth(data: npt.NDArray[np.float32], *, fwhm_mm: float, spacing_mm: float) -> npt.NDArray[np.float32]:
-    """Gaussian smoothing of a map on a grid.
-
-    Parameters
-    ----------
-    data : ndarray
-        (x, y, z) map.
-    fwhm_mm : float
-        Full width at half maximum; 0 leaves the map as it is.
-    spacing_mm : float
-        Voxel size.
-
-    Returns
-    -------
-    ndarray
-        (x, y, z) float32; the sum is kept but for what runs over the edge of the grid.
-    """
-    if fwhm_mm == 0:
-        return data
-    sigma = fwhm_mm / FWHM_BY_SIGMA / spacing_mm
-    return np.asarray(ndimage.gaussian_filter(data, sigma, mode="constant"), dtype=np.float32)
+    to_ras = nib.io_orientation(scan.stored_affine)
+    back = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), to_ras)
+    stored = nib.orientations.apply_orientation(values, back)
+    return nib.Nifti1Image(np.ascontiguousarray(stored), scan.stored_affine)
