@@ -27,6 +27,10 @@ DESCRIPTIONS = {
 }
 
 
+# Columns that hold paths: written relative to the folder of the table, read back as absolute.
+PLACES = ("path", "gm_path")
+
+
 @dataclass(frozen=True, eq=False)
 class Cohort:
     """Scans and what is known about them.
@@ -234,9 +238,10 @@ def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:
     Images inside the folder are written relative to it, so that a folder that was moved or copied keeps its own.
     """
     paths = [folder / "scans.tsv", folder / "excluded.tsv", folder / "scans.json"]
-    places = [_relative(Path(path), folder) for path in cohort.scans["path"]]
+    named = [name for name in PLACES if name in cohort.scans]
+    places = {name: [_relative(Path(path), folder) for path in cohort.scans[name]] for name in named}
     with atomic(paths[0]) as temporary:
-        cohort.scans.assign(path=places).to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
+        cohort.scans.assign(**places).to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
     write_excluded(cohort, paths[1])
     described = {name: {"Description": DESCRIPTIONS.get(str(name), "As given by the source")} for name in cohort.scans}
     write_json(paths[2], described | cohort.columns)
@@ -274,7 +279,9 @@ def load_cohort(folder: Path) -> Cohort:
         raise CohortError(
             f"{folder / 'scans.tsv'} lacks the column {absent[0]}. Run `nilatent run` or `prepare` again."
         )
-    scans["path"] = [str(folder / path) for path in scans["path"]]
+    for name in PLACES:
+        if name in scans:
+            scans[name] = [str(folder / path) for path in scans[name]]
     excluded = read_tsv(folder / "excluded.tsv").reset_index(drop=True)
     try:
         columns = read_json(folder / "scans.json")

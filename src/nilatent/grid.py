@@ -224,6 +224,11 @@ def average_to_grid(array: npt.NDArray[Any], affine: npt.NDArray[Any], grid: Gri
     return np.asarray(sampled.reshape(x, n_sub, y, n_sub, z, n_sub).mean(axis=(1, 3, 5)), dtype=np.float32)
 
 
+def brain_mask(grid: Grid) -> npt.NDArray[np.bool_]:
+    """Voxels of a grid that lie at least by half inside the template's brain."""
+    return np.asarray(template("mask", grid).get_fdata(dtype=np.float32) > 0.5)
+
+
 def gm_mask(grid: Grid) -> npt.NDArray[np.bool_]:
     """Voxels of a grid where grey matter can be, from the template alone."""
     return np.asarray(template("gm", grid).get_fdata(dtype=np.float32) > GM_PRIOR_IN_MASK)

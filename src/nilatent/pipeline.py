@@ -28,9 +28,10 @@ from nilatent.simulate import SimulationConfig, simulate
 from nilatent.study import check_study, listed_exclusions, nearest, stratified
 from nilatent.training.checkpoint import load_model
 from nilatent.training.loop import train
-from nilatent.volumes import Grid, Volumes, open_volumes, pack
+from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
 
 MIN_SUBJECTS = 20
+VOLUME_FILES = ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")
 STAGES = ("model", "latents", "findings", "report")
 QUESTIONS = {
     "reconstruction": RECONSTRUCTION_QUESTION,
@@ -89,7 +90,7 @@ def run(
     cohort = river.cohort(sources)
     prepared = river.prepared(cohort, n_procs=n_procs)
     volumes = river.volumes(prepared)
-    weights = river.regions(volumes)
+    weights = river.regions(river.grey(prepared, volumes))
     if prepared.n_subjects < MIN_SUBJECTS:
         river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
     else:
@@ -208,24 +209,40 @@ class River:
     def volumes(self, prepared: Cohort) -> Volumes:
         """One memory-mapped cache."""
         folder = self.out / "volumes"
-        grid = Grid.mni(self.config.recipe.spacing_mm)
+        grid, target = Grid.mni(self.config.recipe.spacing_mm), self.config.recipe.target
 
         def fill() -> list[Path]:
-            pack(prepared, grid, folder)
-            return [folder / name for name in ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")]
+            pack(prepared, grid, folder, mask=gm_mask(grid) if target == "gm" else brain_mask(grid))
+            return [folder / name for name in VOLUME_FILES]
 
-        self._stage("volumes", folder / "provenance.json", settings=grid.to_dict(), needs=["prepared"], fill=fill)
+        settings = grid.to_dict() | ({} if target == "gm" else {"target": target})
+        self._stage("volumes", folder / "provenance.json", settings=settings, needs=["prepared"], fill=fill)
+        return open_volumes(folder)
+
+    def grey(self, prepared: Cohort, volumes: Volumes) -> Volumes:
+        """Grey-matter maps on the same grid: the volumes themselves, unless T1 intensities are modelled."""
+        if self.config.recipe.target == "gm":
+            self.hashes["grey"] = self.hashes["volumes"]
+            return volumes
+        folder, grid = self.out / "grey", volumes.grid
+        maps = replace(prepared, scans=prepared.scans.assign(path=prepared.scans["gm_path"]))
+
+        def fill() -> list[Path]:
+            pack(maps, grid, folder)
+            return [folder / name for name in VOLUME_FILES]
+
+        self._stage("grey", folder / "provenance.json", settings=grid.to_dict(), needs=["prepared"], fill=fill)
         return open_volumes(folder)
 
     def regions(self, volumes: Volumes) -> RegionWeights:
-        """Mean grey matter per atlas region, in ``regions.tsv``."""
+        """Mean grey matter per atlas region, in ``regions.tsv``; `volumes` hold grey matter."""
         atlas = self._atlas()
         weights = region_weights(atlas, volumes.grid, volumes.mask)
         self._stage(
             "regions",
             self.out / "regions.provenance.json",
             settings={"atlas": atlas.sha256},
-            needs=["volumes"],
+            needs=["grey"],
             fill=lambda: write_regions(regional(volumes, weights), weights, self.out),
         )
         return weights
@@ -305,13 +322,14 @@ class River:
                 seed=config.seed,
                 group=study.group,
                 model_note=model.result["summary"],
+                target=config.recipe.target,
             )
 
         def projected() -> Finding:
             return projections(latents, regions, prepared.scans, group=study.group, site=study.site, seed=config.seed)
 
         def profiled() -> Finding:
-            return lrcp(latents, regions, prepared.scans, weights, volumes.grid, volumes.mask, config.lrcp)
+            return lrcp(latents, regions, prepared.scans, weights, volumes.grid, gm_mask(volumes.grid), config.lrcp)
 
         analyses = {
             "reconstruction": (reconstructed, asked, [*common, "model"]),

@@ -17,7 +17,7 @@ from scipy import linalg
 
 from nilatent.cohort import Cohort
 from nilatent.errors import GridError, SettingError
-from nilatent.grid import Grid, average_to_grid, gm_mask, template, template_array
+from nilatent.grid import Grid, average_to_grid, brain_mask, gm_mask, template, template_array
 from nilatent.progress import track
 from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
 
@@ -26,6 +26,7 @@ __all__ = [
     "Volumes",
     "VoxelPca",
     "average_to_grid",
+    "brain_mask",
     "gm_mask",
     "open_volumes",
     "pack",
@@ -137,7 +138,7 @@ def _check_float16(values: npt.NDArray[Any], *, place: str) -> None:
         )
 
 
-def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
+def pack(cohort: Cohort, grid: Grid, folder: Path, *, mask: npt.NDArray[np.bool_] | None = None) -> Volumes:
     """Copy prepared maps into one memory-mapped cache.
 
     Parameters
@@ -148,6 +149,8 @@ def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
         The grid all must share.
     folder : Path
         Receives ``volumes.npy``, ``mask.nii.gz``, ``grid.json`` and ``scans.tsv``; may be deleted at any time.
+    mask : ndarray, optional
+        (x, y, z) bool, the voxels that count; without it, those where the template has grey matter.
 
     Returns
     -------
@@ -172,7 +175,7 @@ def pack(cohort: Cohort, grid: Grid, folder: Path) -> Volumes:
         data.flush()
         del data
     with atomic(folder / "mask.nii.gz") as temporary:
-        nib.save(grid.to_image(gm_mask(grid), dtype=np.uint8), temporary)
+        nib.save(grid.to_image(gm_mask(grid) if mask is None else mask, dtype=np.uint8), temporary)
     with atomic(folder / "scans.tsv") as temporary:
         _rows(cohort.scans).to_csv(temporary, sep="\t")
     hashes = {f"{name}_sha256": hash_file(folder / file) for name, file in HASHED.items()}

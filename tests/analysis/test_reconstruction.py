@@ -147,3 +147,11 @@ def test_a_stream_that_is_not_whole_is_refused(volumes, parts):
 def test_without_held_out_scans_it_is_not_run(volumes, parts):
     found = run(volumes, parts.assign(part="train"), lambda x: x)
     assert found.not_run == "too few: 40 training and 0 held-out scans"
+
+
+def test_t1_intensities_have_no_grey_matter_volume(volumes, parts):
+    found = run(volumes, parts, lambda x: x * 0.9, target="t1w")
+    assert "gm_error_percent" not in found.table
+    assert "gm_ml" not in found.data
+    assert "grey matter" not in found.answer
+    assert "total grey matter is off by 10.0 %" in run(volumes, parts, lambda x: x * 0.9).answer

@@ -66,6 +66,7 @@ def reconstruction(
     group: str = "",
     model_note: str = "",
     data_range: float = 1.0,
+    target: str = "gm",
 ) -> Finding:
     """Judge reconstructions of held-out scans against the mean image and PCA of equal size.
 
@@ -88,7 +89,9 @@ def reconstruction(
     model_note : str
         What a reader must know of the model, such as the chosen epoch; stands in settings and caveats.
     data_range : float
-        Range of the maps for PSNR and SSIM; 1 for grey-matter fractions.
+        Range of the maps for PSNR and SSIM; 1 for grey-matter fractions and scaled T1 intensities.
+    target : {"gm", "t1w"}
+        What the volumes hold; the error of total grey matter is given for grey matter only.
 
     Returns
     -------
@@ -124,6 +127,11 @@ def reconstruction(
         + ([_rows(measures, known, reference, "all", "train", seed=seed)] if len(reference) else []),
         ignore_index=True,
     )
+    data = _data(volumes, measures, known, part)
+    if target != "gm":
+        # The sum of T1 intensities is no volume of anything.
+        table = table.drop(columns="gm_error_percent")
+        data = data.drop_vars(["gm_ml", "gm_ml_original"])
     fvu = measures.squared_error / np.maximum(measures.squared_deviation, 1e-8)
     caveats = [
         "FVU is the squared error divided by that of the mean training image: 1 keeps nothing that differs, 0 everything.",
@@ -140,10 +148,10 @@ def reconstruction(
         question=QUESTION,
         answer=_answer(measures, known, strata, table, n_components=n_components, seed=seed),
         table=table,
-        data=_data(volumes, measures, known, part),
+        data=data,
         maps={"mae": _paint(volumes, measures.abs_error), "fvu": _paint(volumes, fvu)},
         settings={"n_latent": n_latent, "n_components_pca": n_components, "n_train": len(train), "seed": seed}
-        | {"group": group, "data_range": data_range, "model_note": model_note},
+        | {"group": group, "data_range": data_range, "model_note": model_note, "target": target},
         caveats=tuple(caveats),
         n_scans=len(held_out),
         n_subjects=int(known["subject_id"].iloc[held_out].nunique()),
@@ -314,14 +322,16 @@ def _answer(
     (fvu, low, high), against_pca, pca_fvu = _standing(measures, known, held_out, seed=seed)
     difference, from_, to = against_pca
     held = table[(table["stratum"] == "all") & (table["part"] == HELD_OUT)].set_index("method")
-    ssim, gm_error = held["ssim"], held["gm_error_percent"]
+    ssim = held["ssim"]
+    off = held["gm_error_percent"]["model"] if "gm_error_percent" in held else None
+    total = "" if off is None else f"; total grey matter is off by {off:.1f} % on average"
     return (
         f"On {len(held_out)} held-out scans of {n_subjects} subjects the model is "
         f"{verdict((fvu - 1, low - 1, high - 1))} the mean image (FVU {fvu:.3f} [{low:.3f}, {high:.3f}]) and "
         f"{verdict(against_pca)} PCA of equal size ({n_components} components, FVU {pca_fvu:.3f}; difference "
         f"{difference:+z.4f} [{from_:+z.4f}, {to:+z.4f}]){_cohorts(measures, known, strata, seed=seed)}. "
         f"Structural similarity is {ssim['model']:.3f} for the model, {ssim['pca']:.3f} for PCA and "
-        f"{ssim['mean image']:.3f} for the mean image; total grey matter is off by {gm_error['model']:.1f} % on average."
+        f"{ssim['mean image']:.3f} for the mean image{total}."
     )
 
 

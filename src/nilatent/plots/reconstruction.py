@@ -113,7 +113,8 @@ def draw_slices(finding: Finding) -> Figure:
     for axes, case, scan in zip(panels[:, 0], data["case"].values, data["case_scan"].values, strict=True):
         axes.set_ylabel(f"{style.plain(case)}\n{style.plain(scan, width=22)}", fontsize=8)
     every = list(panels.flat)
-    brain.colour_bar(drawn, every, amount, "gray", "grey-matter fraction")
+    unit = "T1 intensity" if finding.settings.get("target") == "t1w" else "grey-matter fraction"
+    brain.colour_bar(drawn, every, amount, "gray", unit)
     brain.colour_bar(drawn, every, signed, ERROR_MAP, "reconstruction − original", extend="both")
     return drawn
 

@@ -230,6 +230,8 @@ def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     own = [name for name in (*quality.MEASURES, "recipe", "quality_flags") if name in scans]
     scans = scans.rename(columns={name: f"source_{name}" for name in own})
     scans["path"] = [str(job.place.modelled) for job in jobs]
+    if any(job.config.target != "gm" for job in jobs):
+        scans["gm_path"] = [str(job.place.map("gm")) for job in jobs]
     scans["sha256"] = [records[job.scan_id]["Outputs"][job.place.modelled.name] for job in jobs]
     scans["recipe"] = [job.config.name for job in jobs]
     measured = pd.DataFrame([records[job.scan_id]["Measures"] for job in jobs], index=scans.index, dtype=float)

@@ -185,8 +185,9 @@ def _optimiser(training: Mapping[str, Any]) -> str:
 def _reconstruction(run: Run) -> str:
     if not run.done("reconstruction"):
         return ""
+    mask = "brain" if run.settings.get("recipe", {}).get("target") == "t1w" else "grey-matter"
     return (
-        "Reconstruction was judged inside the grey-matter mask on the test scans only, beside the mean image and a "
+        f"Reconstruction was judged inside the {mask} mask on the test scans only, beside the mean image and a "
         "principal component analysis with as many dimensions, both fitted on the training scans. FVU is the fraction "
         "of variance left unexplained, the mean squared error divided by that of the mean image. Structural similarity "
         "is SSIM in three dimensions [ssim]. Intervals are 95 % bootstrap intervals."
