@@ -3,15 +3,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Laplace, MultivariateNormal, Normal, kl_divergence
 
 from nilatent.models.losses import (
     LOG_VAR_RANGE,
+    VARIANCE_FLOOR,
+    absolute_error,
+    capacity,
     elbo,
+    free_bits,
     gaussian_kl,
     gaussian_log_likelihood,
+    laplace_log_likelihood,
+    optimal_scale,
     optimal_variance,
     squared_error,
+    voxel_log_likelihood,
 )
 
 
@@ -49,6 +56,46 @@ def test_optimal_variance_makes_the_batch_most_likely(factor: float) -> None:
     best = optimal_variance(error, n_voxels=10)
     at_best = gaussian_log_likelihood(error, variance=best, n_voxels=10).mean()
     assert at_best > gaussian_log_likelihood(error, variance=best * factor, n_voxels=10).mean()
+
+
+def test_laplace_likelihood_is_the_sum_of_laplace_densities() -> None:
+    x, y = torch.randn(2, 3, 1, 4, 5, 6)
+    mask = (torch.rand(4, 5, 6) > 0.5).float()
+    density = Laplace(y, 0.4).log_prob(x) * mask
+    error = absolute_error(x, y, mask)
+    found = laplace_log_likelihood(error, scale=torch.tensor(0.4), n_voxels=int(mask.sum()))
+    torch.testing.assert_close(found, density.flatten(1).sum(dim=1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_optimal_scale_makes_the_batch_most_likely(factor: float) -> None:
+    error = torch.tensor([3.0, 5.0])
+    best = optimal_scale(error, n_voxels=10)
+    at_best = laplace_log_likelihood(error, scale=best, n_voxels=10).mean()
+    assert at_best > laplace_log_likelihood(error, scale=best * factor, n_voxels=10).mean()
+
+
+def test_voxel_likelihood_is_the_sum_of_normal_densities_with_their_own_variance() -> None:
+    x, y, variance = torch.randn(2, 1, 4, 5, 6), torch.randn(2, 1, 4, 5, 6), torch.rand(2, 1, 4, 5, 6) + 0.1
+    mask = (torch.rand(4, 5, 6) > 0.5).float()
+    density = Normal(y, variance.sqrt()).log_prob(x) * mask
+    torch.testing.assert_close(voxel_log_likelihood(x, y, variance, mask), density.flatten(1).sum(dim=1))
+    at_the_floor = voxel_log_likelihood(x, x, torch.full_like(x, VARIANCE_FLOOR), mask)
+    torch.testing.assert_close(voxel_log_likelihood(x, x, torch.zeros_like(x), mask), at_the_floor)
+
+
+def test_free_bits_leave_quiet_latents_alone() -> None:
+    kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]], requires_grad=True)
+    total = free_bits(kl, floor=0.5)
+    assert total.item() == pytest.approx(0.5 + 3.0)
+    total.backward()
+    torch.testing.assert_close(kl.grad, torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+
+
+def test_capacity_pulls_from_both_sides() -> None:
+    kl = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert float(capacity(kl, target=5.0)) == 0.0
+    assert float(capacity(kl, target=7.0)) == float(capacity(kl, target=3.0)) == 2.0
 
 
 def test_elbo_weighs_the_kl_once_per_scan_whatever_the_voxels() -> None:
