@@ -104,8 +104,16 @@ def test_half_precision_leaves_the_linear_part_exact(make: Make, scans: torch.Te
         ({"n_latent": 0}, "model.n_latent is 0"),
         ({"channels": (8, 10)}, "multiple of 4"),
         ({"name": "vae", "beta": -1.0}, "model.beta is -1.0"),
-        ({"name": "vae", "sigma": 0.0}, "sigma 0"),
-        ({"beta": 2.0}, "concern the vae only"),
+        ({"name": "vae", "sigma": 0.0}, "model.sigma is 0.0"),
+        ({"name": "vae", "sigma": 1.0, "likelihood": "voxel"}, "every voxel"),
+        ({"name": "vae", "likelihood": "poisson"}, "gaussian, laplace, voxel"),
+        ({"name": "vae", "term": "mi"}, "kl, tc, free-bits, capacity"),
+        ({"name": "vae", "term": "free-bits"}, "free_bits is 0.0"),
+        ({"name": "vae", "capacity": 2.0}, "only with it"),
+        ({"name": "vae", "info_alpha": 0.5, "info_lambda": 0.4}, "at least 1"),
+        ({"name": "vae", "info_lambda": 5.0, "term": "tc"}, "goes with 'kl' only"),
+        ({"beta": 2.0}, "concerns the vae only"),
+        ({"info_lambda": 2.0}, "concerns the vae only"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], said: str) -> None:

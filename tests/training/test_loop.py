@@ -148,11 +148,72 @@ def test_every_training_setting_has_an_effect(
     assert last(tmp_path / "one") != last(tmp_path / "two")
 
 
-@pytest.mark.parametrize("change", [{"beta": 50.0}, {"sigma": 1.0}, {"channels": (4, 8, 4)}, {"anchor": "none"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta": 50.0},
+        {"sigma": 1.0},
+        {"channels": (4, 8, 4)},
+        {"anchor": "none"},
+        {"likelihood": "laplace"},
+        {"likelihood": "voxel"},
+        {"term": "tc", "beta": 4.0},
+        {"term": "free-bits", "free_bits": 50.0},
+        {"term": "capacity", "capacity": 50.0},
+        {"info_alpha": 0.5},
+        {"info_lambda": 1000.0},
+    ],
+)
 def test_every_model_setting_has_an_effect(curved: Cohort, tmp_path: Path, change: dict[str, object]) -> None:
     train(*curved, SMALL_VAE, SHORT, tmp_path / "one")
     train(*curved, dataclasses.replace(SMALL_VAE, **change), SHORT, tmp_path / "two")  # type: ignore[arg-type]
     assert last(tmp_path / "one") != last(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ({}, {"kl_warmup_epochs": 2.0}),
+        ({"kl_warmup_epochs": 1.0, "n_epochs": 4}, {"kl_cycles": 2}),
+    ],
+)
+def test_the_rise_of_the_kl_has_an_effect(
+    curved: Cohort, tmp_path: Path, before: dict[str, object], change: dict[str, object]
+) -> None:
+    config = dataclasses.replace(SHORT, **before)  # type: ignore[arg-type]
+    train(*curved, SMALL_VAE, config, tmp_path / "one")
+    train(*curved, SMALL_VAE, dataclasses.replace(config, **change), tmp_path / "two")  # type: ignore[arg-type]
+    assert last(tmp_path / "one") != last(tmp_path / "two")
+
+
+def test_no_epoch_is_chosen_while_the_kl_still_rises(curved: Cohort, tmp_path: Path) -> None:
+    plain = dataclasses.replace(SMALL_VAE, anchor="none")
+    config = TrainConfig(n_epochs=6, patience=1, learning_rate=1e-2, kl_warmup_epochs=3.0)
+    history = train(*curved, plain, config, tmp_path).history
+    assert (history["best_epoch"].iloc[:4] == 0).all()
+    assert (history["validation_fvu"].iloc[1:4] < history["validation_fvu"].iloc[0]).any()
+    assert history["best_epoch"].iloc[4] == 4
+    np.testing.assert_allclose(history["beta_eff"].iloc[1:5], [0, 1 / 3, 2 / 3, 1])
+
+
+def test_a_run_with_a_queue_goes_on_to_the_same_bytes(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = dataclasses.replace(SMALL_VAE, info_lambda=1000.0)
+    train(*curved, info, SHORT, tmp_path / "whole")
+
+    def fall(row: dict[str, int | float]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*curved, info, SHORT, tmp_path / "broken", on_epoch=fall)
+    train(*curved, info, SHORT, tmp_path / "broken")
+    assert last(tmp_path / "whole") == last(tmp_path / "broken")
+    # The queue matters: without it the same epochs end elsewhere.
+    monkeypatch.setattr("nilatent.training.objective.QUEUE_LENGTH", 1)
+    train(*curved, info, SHORT, tmp_path / "short")
+    assert last(tmp_path / "whole") != last(tmp_path / "short")
 
 
 def test_a_heavy_kl_shrinks_what_the_latents_carry(curved: Cohort, tmp_path: Path) -> None:
@@ -167,6 +228,15 @@ def test_a_heavy_kl_shrinks_what_the_latents_carry(curved: Cohort, tmp_path: Pat
 def test_effective_beta_of_a_fixed_sigma_is_relative_to_the_error_left(curved: Cohort, tmp_path: Path) -> None:
     trained = train(*curved, dataclasses.replace(SMALL_VAE, beta=2.0, sigma=0.5), SHORT, tmp_path)
     np.testing.assert_allclose(trained.history["beta_eff"], 2.0 * 0.25 / trained.history["validation_mse"], rtol=1e-6)
+
+
+def test_effective_beta_of_laplace_noise_is_relative_to_its_own_scale(curved: Cohort, tmp_path: Path) -> None:
+    volumes, parts = curved
+    trained = train(volumes, parts, dataclasses.replace(SMALL_VAE, likelihood="laplace", sigma=0.5), SHORT, tmp_path)
+    rows = volumes.rows(list(parts.index[parts["part"] == "validation"]))
+    error = validate(trained.module, volumes, rows, batch_size=8).absolute_error
+    at_best = trained.history["beta_eff"].iloc[trained.best_epoch]
+    assert at_best == pytest.approx(0.5 / 2**0.5 / error, rel=1e-5)
 
 
 def test_the_test_part_is_never_looked_at(curved: Cohort, tmp_path: Path) -> None:
@@ -216,7 +286,8 @@ def test_a_subject_on_both_sides_is_refused(curved: Cohort, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "setting",
-    [{"n_epochs": -1}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"latent_noise": -1.0},
+    [{"n_epochs": -1}, {"kl_cycles": 0}, {"kl_warmup_epochs": -1.0}, {"kl_cycles": 3}, {"patience": 0},
+     {"batch_size": 0}, {"learning_rate": 0.0}, {"latent_noise": -1.0},
      {"precision": "16"}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:

@@ -94,31 +94,35 @@ class Mirror(nn.Module):
         How many of the last doublings are plain trilinear interpolation (zero beyond the grid).
         0 draws the finest detail; 1 or 2 cannot,
         which keeps a correction to a linear decoder smooth and small.
+    n_out : int
+        Channels of the volume.
     """
 
-    def __init__(self, *, shape: tuple[int, int, int], channels: tuple[int, ...], n_latent: int, n_smooth: int) -> None:
+    def __init__(
+        self, *, shape: tuple[int, int, int], channels: tuple[int, ...], n_latent: int, n_smooth: int, n_out: int = 1
+    ) -> None:
         super().__init__()
         self.shapes = pyramid(shape, len(channels))[::-1]
         self.n_smooth = n_smooth
         self.coarse = (channels[-1], *self.shapes[0])
         self.linear = nn.Linear(n_latent, prod(self.coarse))
-        # The last doubling ends in one channel: it is the last layer's, or the first of the interpolations.
+        # The last doubling ends in the channels of the volume: it is the last layer's, or the first of the interpolations.
         widths = channels[max(n_smooth, 1) - 1 :][::-1]
         self.ups = nn.ModuleList()
         for before, width in pairwise(widths):
             up = nn.ConvTranspose3d(before, width, 4, stride=2, padding=1, bias=False)
             self.ups.append(nn.Sequential(up, nn.GroupNorm(width // CHANNELS_PER_GROUP, width), nn.SiLU()))
         self.last: nn.Conv3d | nn.ConvTranspose3d = (
-            nn.Conv3d(widths[-1], 1, 3, padding=1)
+            nn.Conv3d(widths[-1], n_out, 3, padding=1)
             if n_smooth > 0
-            else nn.ConvTranspose3d(widths[-1], 1, 4, stride=2, padding=1)
+            else nn.ConvTranspose3d(widths[-1], n_out, 4, stride=2, padding=1)
         )
 
         line = torch.tensor([0.25, 0.75, 0.75, 0.25])
         self.kernel: Tensor
         self.register_buffer("kernel", torch.einsum("x,y,z->xyz", line, line, line)[None, None], persistent=False)
 
-    def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
+    def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch out x y z"]:
         """One volume per latent vector."""
         volume = functional.silu(self.linear(z)).reshape(len(z), *self.coarse)
         level = 0
@@ -136,7 +140,9 @@ class Mirror(nn.Module):
         # A fixed transposed convolution: unlike torch's own trilinear routine its gradient is deterministic on a GPU.
         # In single precision, because half precision leaves steps between voxels.
         with torch.autocast(volume.device.type, enabled=False):
-            return functional.conv_transpose3d(volume.float(), self.kernel, stride=2, padding=1)
+            each = volume.float().flatten(0, 1)[:, None]
+            doubled = functional.conv_transpose3d(each, self.kernel, stride=2, padding=1)
+            return doubled.reshape(*volume.shape[:2], *doubled.shape[2:])
 
 
 def crop(volume: Float[Tensor, "batch channel a b c"], shape: tuple[int, ...]) -> Float[Tensor, "batch channel x y z"]:

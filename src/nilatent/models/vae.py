@@ -1,5 +1,6 @@
 """Variational autoencoder with a vector latent."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -7,6 +8,9 @@ from nilatent.models.anchor import NoAnchor, PcaAnchor
 from nilatent.models.autoencoder import start_at_zero
 from nilatent.models.blocks import Mirror, Posterior, Trunk
 from nilatent.models.losses import LOG_VAR_RANGE
+
+NOISE_RANGE = (-10.0, 10.0)
+"""Range of the logarithm of a voxel's noise variance relative to where it starts."""
 
 
 class Vae(nn.Module):
@@ -24,9 +28,14 @@ class Vae(nn.Module):
         Channels per level of the network.
     n_smooth : int
         Doublings of f that are interpolation; see :class:`nilatent.models.blocks.Mirror`.
+    voxel_noise : float
+        0: the noise of the likelihood is not the decoder's business. Above 0: the decoder gives a noise variance for
+        every voxel too, which starts at this value, in squared units of the scans.
     """
 
-    def __init__(self, *, anchor: NoAnchor | PcaAnchor, channels: tuple[int, ...], n_smooth: int) -> None:
+    def __init__(
+        self, *, anchor: NoAnchor | PcaAnchor, channels: tuple[int, ...], n_smooth: int, voxel_noise: float = 0.0
+    ) -> None:
         super().__init__()
         shape = (anchor.mask.shape[0], anchor.mask.shape[1], anchor.mask.shape[2])
         n_latent = len(anchor.log_var)
@@ -34,7 +43,11 @@ class Vae(nn.Module):
         self.trunk = Trunk(shape=shape, channels=channels)
         self.mean_head = nn.Linear(self.trunk.n_features, n_latent)
         self.log_var_head = nn.Linear(self.trunk.n_features, n_latent)
-        self.mirror = Mirror(shape=shape, channels=channels, n_latent=n_latent, n_smooth=n_smooth)
+        n_out = 2 if voxel_noise > 0 else 1
+        self.mirror = Mirror(shape=shape, channels=channels, n_latent=n_latent, n_smooth=n_smooth, n_out=n_out)
+        if voxel_noise > 0:
+            self.voxel_noise: Tensor
+            self.register_buffer("voxel_noise", torch.tensor(voxel_noise, dtype=torch.float32))
         if isinstance(anchor, PcaAnchor):
             start_at_zero(self.mean_head)
             start_at_zero(self.log_var_head)
@@ -53,5 +66,14 @@ class Vae(nn.Module):
 
     def correction(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
         """Compute f(z), what the network adds to the anchor, in the units of the scans, zero outside the mask."""
+        return self.correction_and_noise(z)[0]
+
+    def correction_and_noise(
+        self, z: Float[Tensor, "batch latent"]
+    ) -> tuple[Float[Tensor, "batch 1 x y z"], Float[Tensor, "batch 1 x y z"] | None]:
+        """Compute f(z), and the noise variance of every voxel when the decoder has one, in one pass."""
         drawn: Tensor = self.mirror(z)
-        return self.anchor.scale * self.anchor.mask * drawn
+        added = self.anchor.scale * self.anchor.mask * drawn[:, :1]
+        if drawn.shape[1] == 1:
+            return added, None
+        return added, self.voxel_noise * drawn[:, 1:].clamp(*NOISE_RANGE).exp()

@@ -80,10 +80,13 @@ class Progress:
         Weights of the best epoch.
     history : tuple[dict[str, int | float], ...]
         One row per epoch, the start included.
+    past : Tensor, optional
+        (draw, latent) queue of the objective, where it has one.
     """
 
     best: dict[str, Tensor]
     history: tuple[dict[str, int | float], ...]
+    past: Tensor | None = None
 
     @property
     def epoch(self) -> int:
@@ -117,6 +120,8 @@ def keep(folder: Path, key: str, progress: Progress, *, module: nn.Module, optim
         tensors[f"now.{name}"] = parameter
         for moment, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
+    if progress.past is not None:
+        tensors["past"] = progress.past
     write_tensors(folder / "resume.safetensors", tensors, {"key": key, "history": progress.history})
     write_history(folder, progress)
 
@@ -155,7 +160,7 @@ def resume(folder: Path, key: str, *, module: nn.Module, optimiser: torch.optim.
             moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
             laid_out = {moment: torch.empty_like(parameter).copy_(value).detach() for moment, value in moments.items()}
             optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **laid_out}
-    return Progress(best, tuple(about["history"]))
+    return Progress(best, tuple(about["history"]), tensors.get("past"))
 
 
 def save_model(

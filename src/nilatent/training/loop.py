@@ -32,9 +32,9 @@ from nilatent.training.checkpoint import (
     write_history,
     write_tensors,
 )
-from nilatent.training.config import TrainConfig, learning_rate
+from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight, learning_rate
 from nilatent.training.diagnostics import Fit
-from nilatent.training.objective import Objective
+from nilatent.training.objective import SD_BY_SCALE, Objective
 from nilatent.training.validation import Rows, Validation, baselines, read_batch, validate
 from nilatent.volumes import Volumes, voxel_pca
 
@@ -71,6 +71,7 @@ class Run:
     start_errors: npt.NDArray[np.float64]
     fabric: Fabric
     objective: nn.Module
+    bare_objective: Objective
     optimiser: torch.optim.Optimizer
 
 
@@ -120,11 +121,15 @@ def train(
     """
     run = _set_up(volumes, parts, model_config, config, Path(folder))
     progress = resume(run.folder, run.key, module=run.module, optimiser=run.optimiser)
+    if progress is not None and progress.past is not None:
+        run.bare_objective.past = progress.past.to(run.fabric.device)
     if progress is None:
         progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
         keep(run.folder, run.key, progress, module=run.module, optimiser=run.optimiser)
     for epoch in track(range(progress.epoch + 1, config.n_epochs + 1), total=config.n_epochs, label="train"):
-        if progress.epoch - progress.best_epoch >= config.patience:
+        # Patience counts from the last epoch that was not yet judged, too.
+        rising = max((done for done in range(progress.epoch + 1) if not kl_is_whole(config, done)), default=0)
+        if progress.epoch - max(progress.best_epoch, rising) >= config.patience:
             break
         began = time.perf_counter()
         loss = _epoch(run, epoch)
@@ -150,11 +155,10 @@ def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, co
     fabric = Fabric(accelerator=config.device, devices=1, precision=_precision(config))
     objective = Objective(
         module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+        model_config,
+        config,
         variance=known["variance"],
-        beta=model_config.beta,
-        sigma=model_config.sigma,
-        input_noise=config.input_noise,
-        latent_noise=config.latent_noise,
+        n_scans=len(rows["train"]),
     )
     optimiser = torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.learning_rate)
     wrapped, optimiser = fabric.setup(objective, optimiser)
@@ -172,6 +176,7 @@ def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, co
         start_errors=np.asarray(known["start_errors"]),
         fabric=fabric,
         objective=wrapped,
+        bare_objective=objective,
         optimiser=optimiser,
     )
 
@@ -255,7 +260,8 @@ def _epoch(run: Run, epoch: int) -> float:
         batch = order[number * run.config.batch_size : (number + 1) * run.config.batch_size]
         for group in run.optimiser.param_groups:
             group["lr"] = group["rate"] * learning_rate(run.config, epoch - 1 + (number + 1) / n_batches)
-        loss = run.objective(read_batch(run.volumes, batch).to(run.fabric.device), generator)
+        weight = kl_weight(run.config, epoch - 1 + number / n_batches)
+        loss = run.objective(read_batch(run.volumes, batch).to(run.fabric.device), generator, weight)
         run.optimiser.zero_grad()
         run.fabric.backward(loss)
         norm = run.fabric.clip_gradients(
@@ -284,10 +290,13 @@ def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float)
     if progress.history:
         before = progress.history[progress.best_epoch]
         better = row["validation_fvu"] < before["validation_fvu"] - MIN_GAIN and _convincing(run, checked)
+        # While the latents are still free to say more than they shall, every figure flatters.
+        better = better and kl_is_whole(run.config, len(progress.history))
         if not better:
-            return replace(progress, history=(*progress.history, row | {"best_epoch": before["epoch"]}))
+            kept = row | {"best_epoch": before["epoch"]}
+            return replace(progress, history=(*progress.history, kept), past=run.bare_objective.past)
     best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
-    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}))
+    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}), run.bare_objective.past)
 
 
 def _convincing(run: Run, checked: Validation) -> bool:
@@ -298,9 +307,7 @@ def _convincing(run: Run, checked: Validation) -> bool:
 
 
 def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, int | float]:
-    variational, sigma = run.model_config.name == "vae", run.model_config.sigma
-    # The weight of the KL relative to the likelihood whose noise is the error that is left.
-    beta = run.model_config.beta * (1.0 if sigma is None else sigma**2 / max(checked.fit.mse, 1e-30))
+    variational = run.model_config.name == "vae"
     return {
         "epoch": epoch,
         "train_loss": train_loss,
@@ -309,10 +316,21 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
         "pca_fvu": diagnostics.fvu(run.pca, run.mean_image),
         "kl": float(checked.kl.sum(axis=1).mean()) if variational else math.nan,
         "n_active": int(diagnostics.active(checked.means, checked.kl).sum()),
-        "beta_eff": beta if variational else 0.0,
+        "beta_eff": _effective_beta(run, epoch, checked) if variational else 0.0,
         "learning_rate": learning_rate(run.config, float(epoch)),
         "seconds": round(seconds, 3),
     }
+
+
+def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
+    """Weight of the KL relative to a likelihood whose noise is the error that is left."""
+    config = run.model_config
+    beta = config.beta * (1.0 - config.info_alpha) * kl_weight(run.config, max(epoch - 1.0, 0.0))
+    if config.sigma is None:
+        return beta
+    if config.likelihood == "laplace":
+        return beta * config.sigma / SD_BY_SCALE / max(checked.absolute_error, 1e-30)
+    return beta * config.sigma**2 / max(checked.fit.mse, 1e-30)
 
 
 def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:

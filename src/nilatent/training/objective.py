@@ -4,8 +4,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nilatent.models import Autoencoder, Vae
-from nilatent.models.losses import elbo, gaussian_kl, gaussian_log_likelihood, optimal_variance, squared_error
+from nilatent.models import Autoencoder, ModelConfig, Posterior, Vae
+from nilatent.models.aggregate import decomposition, mmd
+from nilatent.models.losses import (
+    absolute_error,
+    capacity,
+    free_bits,
+    gaussian_kl,
+    gaussian_log_likelihood,
+    laplace_log_likelihood,
+    optimal_scale,
+    optimal_variance,
+    squared_error,
+    voxel_log_likelihood,
+)
+from nilatent.training.config import TrainConfig
+
+# Draws of earlier batches, and of the prior, that a batch is compared with: a handful of scans says little of all.
+QUEUE_LENGTH = 256
+N_PRIOR_DRAWS = 512
+# Of the Laplace distribution: its SD by its mean absolute deviation.
+SD_BY_SCALE = 2.0**0.5
 
 
 class Objective(nn.Module):
@@ -18,38 +37,33 @@ class Objective(nn.Module):
     ----------
     model : Autoencoder or Vae
         What is trained.
+    model_config : ModelConfig
+        Likelihood and capacity term.
+    config : TrainConfig
+        Noise.
     variance : float
         Variance of the training scans about their mean image, per voxel: the unit of the autoencoder's loss.
-    beta : float
-        Weight of the KL, in units of the evidence lower bound.
-    sigma : float or None
-        Noise SD of the likelihood; None is the optimal one of each batch.
-    input_noise : float
-        SD of the noise on the scan, in units of the SD about the mean image.
-    latent_noise : float
-        SD of the noise on the latent.
+    n_scans : int
+        Training scans.
     """
 
     def __init__(
-        self,
-        model: Autoencoder | Vae,
-        *,
-        variance: float,
-        beta: float,
-        sigma: float | None,
-        input_noise: float,
-        latent_noise: float,
+        self, model: Autoencoder | Vae, model_config: ModelConfig, config: TrainConfig, *, variance: float, n_scans: int
     ) -> None:
         super().__init__()
         self.model = model
+        self.model_config = model_config
         self.variance = variance
-        self.beta = beta
-        self.sigma = sigma
-        self.input_noise = input_noise
-        self.latent_noise = latent_noise
+        self.input_noise = config.input_noise
+        self.latent_noise = config.latent_noise
+        self.n_scans = n_scans
         self.n_voxels = int(model.anchor.mask.sum())
+        self.past: Tensor
+        self.register_buffer("past", torch.zeros(0, model_config.n_latent), persistent=False)
 
-    def forward(self, x: Float[Tensor, "batch 1 x y z"], generator: torch.Generator) -> Float[Tensor, ""]:
+    def forward(
+        self, x: Float[Tensor, "batch 1 x y z"], generator: torch.Generator, kl_weight: float = 1.0
+    ) -> Float[Tensor, ""]:
         """Average the loss over the scans of a batch.
 
         Parameters
@@ -58,6 +72,8 @@ class Objective(nn.Module):
             Clean scans.
         generator : Generator
             On the device of the scans; the source of every draw.
+        kl_weight : float
+            Share of the capacity term's weight that is in force, from :func:`nilatent.training.config.kl_weight`.
 
         Returns
         -------
@@ -69,16 +85,52 @@ class Objective(nn.Module):
         posterior = self.model.encode(noisy)
         z = posterior.sample(generator)
         # Noise for f alone: the anchor's linear part would turn it into an error that f could only shrink towards.
-        corrected = self.model.correction(z + self.latent_noise * _normal(z, generator))
-        reconstruction = self.model.anchor.reconstruct(z) + corrected
-        error = squared_error(x, reconstruction, self.model.anchor.mask)
+        shaken = z + self.latent_noise * _normal(z, generator)
         if isinstance(self.model, Autoencoder):
+            drawn = self.model.anchor.reconstruct(z) + self.model.correction(shaken)
+            error = squared_error(x, drawn, self.model.anchor.mask)
             return error.mean() / (self.n_voxels * self.variance)
-        fixed = None if self.sigma is None else error.new_tensor(self.sigma**2)
-        noise_variance = optimal_variance(error, n_voxels=self.n_voxels) if fixed is None else fixed
-        likelihood = gaussian_log_likelihood(error, variance=noise_variance, n_voxels=self.n_voxels)
-        bound = elbo(likelihood, gaussian_kl(posterior.mean, posterior.log_var), beta=self.beta)
-        return -bound.mean() / self.n_voxels
+        added, noise = self.model.correction_and_noise(shaken)
+        likelihood = self._log_likelihood(x, self.model.anchor.reconstruct(z) + added, noise)
+        cost = self._capacity(z, posterior, kl_weight) + self._distance_to_prior(z, generator)
+        return (cost - likelihood.mean()) / self.n_voxels
+
+    def _log_likelihood(self, x: Tensor, drawn: Tensor, noise: Tensor | None) -> Float[Tensor, " batch"]:
+        mask, sigma = self.model.anchor.mask, self.model_config.sigma
+        if noise is not None:
+            return voxel_log_likelihood(x, drawn, noise, mask)
+        if self.model_config.likelihood == "laplace":
+            error = absolute_error(x, drawn, mask)
+            scale = (
+                optimal_scale(error, n_voxels=self.n_voxels) if sigma is None else error.new_tensor(sigma / SD_BY_SCALE)
+            )
+            return laplace_log_likelihood(error, scale=scale, n_voxels=self.n_voxels)
+        error = squared_error(x, drawn, mask)
+        variance = optimal_variance(error, n_voxels=self.n_voxels) if sigma is None else error.new_tensor(sigma**2)
+        return gaussian_log_likelihood(error, variance=variance, n_voxels=self.n_voxels)
+
+    def _capacity(self, z: Tensor, posterior: Posterior, weight: float) -> Float[Tensor, ""]:
+        """What the latents' capacity costs, in nats per scan, weighed."""
+        config, kl = self.model_config, gaussian_kl(posterior.mean, posterior.log_var)
+        if config.term == "tc":
+            parts = decomposition(z, posterior.mean, posterior.log_var, n_scans=self.n_scans)
+            information, total_correlation, dimension_wise = (part.mean() for part in parts)
+            return weight * (information + config.beta * total_correlation + dimension_wise)
+        if config.term == "free-bits":
+            return weight * config.beta * free_bits(kl, floor=config.free_bits)
+        if config.term == "capacity":
+            # The target rises and the weight does not: at the start the latents may carry nothing.
+            return config.beta * capacity(kl, target=weight * config.capacity)
+        return weight * config.beta * (1.0 - config.info_alpha) * kl.sum(dim=1).mean()
+
+    def _distance_to_prior(self, z: Tensor, generator: torch.Generator) -> Tensor | float:
+        weight = self.model_config.info_alpha + self.model_config.info_lambda - 1.0
+        if weight == 0.0:
+            return 0.0
+        prior = torch.randn(N_PRIOR_DRAWS, z.shape[1], generator=generator, device=z.device, dtype=z.dtype)
+        distance = mmd(z, self.past, prior)
+        self.past = torch.cat([self.past, z.detach()])[-QUEUE_LENGTH:]
+        return weight * distance
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,12 +29,15 @@ class Validation:
         Of the reconstructions from posterior means.
     errors : ndarray
         (scan,) mean squared error per voxel of each scan.
+    absolute_error : float
+        Mean absolute error per voxel.
     means, kl : ndarray
         (scan, latent) posterior means and KL to the prior in nats.
     """
 
     fit: Fit
     errors: npt.NDArray[np.float64]
+    absolute_error: float
     means: npt.NDArray[np.float32]
     kl: npt.NDArray[np.float32]
 
@@ -107,6 +110,7 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
         In single precision, without noise: what :mod:`nilatent.encode` would give.
     """
     errors: list[npt.NDArray[np.float64]] = []
+    absolute: list[npt.NDArray[np.float64]] = []
     means: list[npt.NDArray[np.float32]] = []
     kl: list[npt.NDArray[np.float32]] = []
 
@@ -115,11 +119,13 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
             means.append(posterior.mean.cpu().numpy())
             kl.append(gaussian_kl(posterior.mean, posterior.log_var).cpu().numpy())
             seen, drawn = inside(module, x), draw(module, posterior.mean)
+            absolute.append(np.abs(seen - drawn).mean(axis=1, dtype=np.float64))
             errors.append(np.square(seen - drawn, dtype=np.float64).mean(axis=1))
             yield seen, drawn
 
     measured = fit(pairs())
-    return Validation(measured, np.concatenate(errors), np.concatenate(means), np.concatenate(kl))
+    absolute_error = float(np.concatenate(absolute).mean())
+    return Validation(measured, np.concatenate(errors), absolute_error, np.concatenate(means), np.concatenate(kl))
 
 
 def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
