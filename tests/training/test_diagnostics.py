@@ -10,7 +10,9 @@ from nilatent.training.diagnostics import (
     fit,
     fvu,
     mean_local_minimum,
+    overfitting,
     posterior_collapse,
+    prior_mismatch,
 )
 
 MEAN_IMAGE = Fit(mse=1.0, variance=0.0, correlation=1.0)
@@ -67,3 +69,40 @@ def test_collapse_is_found_when_half_of_the_latents_are_dead(rng: np.random.Gene
     verdict = posterior_collapse(means, 0.5 * means**2)
     assert verdict.state == state
     assert f"{4 - n_dead} of 4" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("model", "state"),
+    [((0.5, 0.7), "absent"), ((0.4, 0.69), "absent"), ((0.2, 0.75), "found"), ((0.9, 0.95), "absent")],
+)
+def test_overfitting_is_a_gap_beyond_that_of_pca(model: tuple[float, float], state: str) -> None:
+    assert overfitting(model, (0.5, 0.7), last=model[1]).state == state
+
+
+def test_overfitting_after_the_kept_epoch_was_stopped() -> None:
+    assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.79).state == "absent"
+    assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.81).state == "stopped"
+    assert overfitting((0.2, 0.75), (0.5, 0.7), last=0.9).state == "found"
+
+
+def aggregate(
+    rng: np.random.Generator, *, spread: float, off: float, width: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posteriors of 12 scans, six latents, whose aggregate has that SD and lies that far from zero."""
+    means = off + np.sqrt(spread**2 - width**2) * rng.standard_normal((12, 6))
+    return means.astype(np.float32), np.full((12, 6), 2 * np.log(width), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spread", "off", "state"), [(1.0, 0.0, "absent"), (0.62, 0.0, "found"), (1.9, 0.0, "found"), (1.0, 1.0, "found")]
+)
+def test_prior_mismatch_is_in_spread_or_place(rng: np.random.Generator, spread: float, off: float, state: str) -> None:
+    assert prior_mismatch(*aggregate(rng, spread=spread, off=off)).state == state
+
+
+def test_prior_mismatch_allows_for_chance(rng: np.random.Generator) -> None:
+    """Few scans with the prior as their aggregate are called in few of many cohorts."""
+    states = [prior_mismatch(*aggregate(rng, spread=1.0, off=0.0)).state for _ in range(200)]
+    assert states.count("found") <= 10
+    few = aggregate(rng, spread=1.0, off=0.0)
+    assert prior_mismatch(few[0][:5], few[1][:5]).state == "not assessed"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import ModelConfig
 from nilatent.training import loop
+from nilatent.training.checkpoint import TrainedModel
 from nilatent.training.config import TrainConfig, learning_rate
 from nilatent.training.loop import DivergenceError, train
 from nilatent.training.objective import Objective
@@ -57,6 +58,29 @@ def test_on_noise_the_model_stays_pca_and_says_so(noise: Cohort, tmp_path: Path)
     assert len(trained.history) == 6
     assert trained.result["summary"] == "PCA; the network added nothing."
     assert trained.history["validation_fvu"][0] == pytest.approx(trained.history["pca_fvu"][0], rel=1e-5)
+
+
+def verdicts(trained: TrainedModel) -> dict[str, str]:
+    return {verdict["failure"]: verdict["state"] for verdict in trained.result["verdicts"]}
+
+
+def test_learning_noise_by_heart_is_seen(curved: Cohort, tmp_path: Path, rng: np.random.Generator) -> None:
+    volumes, parts = curved
+    noisy = np.asarray(volumes.data, dtype=np.float32) + 0.2 * rng.standard_normal(volumes.data.shape)
+    covered = volumes_in_memory(noisy, mask=volumes.mask, grid=volumes.grid, scans=volumes.scans)
+    few = pd.concat([parts[parts["part"] == "train"].iloc[:12], parts[parts["part"] == "validation"]])
+    plain = ModelConfig(n_latent=8, channels=(8, 16, 32), anchor="none")
+    config = TrainConfig(
+        n_epochs=45, patience=45, learning_rate=4e-3, weight_decay=0.0, input_noise=0.0, latent_noise=0.0
+    )
+    trained = train(covered, few, plain, config, tmp_path)
+    assert verdicts(trained)["over-fitting"] == "stopped"
+
+
+def test_a_good_run_is_called_nothing(curved: Cohort, tmp_path: Path) -> None:
+    trained = train(*curved, SMALL_VAE, TrainConfig(n_epochs=4), tmp_path)
+    assert set(verdicts(trained)) == {"mean local minimum", "over-fitting", "posterior collapse", "prior mismatch"}
+    assert "found" not in verdicts(trained).values()
 
 
 def test_history_is_told_in_figures_that_can_be_recomputed(curved: Cohort, tmp_path: Path) -> None:

@@ -16,6 +16,12 @@ MEAN_MINIMUM_REMEDIES = (
     "overfit eight scans as a check; lower the learning rate and warm up longer; start from the PCA anchor; smooth the "
     "maps or use a coarser grid when there are few scans; raise n_latent; change the seed"
 )
+# Of the variance: how much wider than PCA's the gap between training and validation may be, and how much may be lost again.
+MAX_EXTRA_GAP = 0.1
+MIN_SCANS_FOR_MOMENTS = 10
+MAX_MEAN_OFF = 0.5
+OVERFITTING_REMEDIES = "stop earlier; more weight decay; more noise on scans and latents; fewer latents; more scans"
+MISMATCH_REMEDIES = "raise info_lambda; raise beta; sample from a density fitted to the latents and not from the prior"
 COLLAPSE_REMEDIES = "warm the KL up; lower beta; leave sigma out, so that each batch uses its optimal value"
 
 
@@ -45,9 +51,9 @@ class Verdict:
     Parameters
     ----------
     failure : str
-        ``"mean local minimum"`` or ``"posterior collapse"``.
+        ``"mean local minimum"``, ``"posterior collapse"``, ``"over-fitting"`` or ``"prior mismatch"``.
     state : str
-        ``"found"``, ``"absent"`` or ``"nothing attainable"``.
+        ``"found"``, ``"absent"``, ``"nothing attainable"``, ``"stopped"`` or ``"not assessed"``.
     sentence : str
         The same in words, with numbers and, when found, what to try in which order.
     """
@@ -178,6 +184,71 @@ def posterior_collapse(means: npt.NDArray[np.float32], kl: npt.NDArray[np.float3
             "posterior collapse", "found", f"Posterior collapse: {told}. Try, in this order: {COLLAPSE_REMEDIES}."
         )
     return Verdict("posterior collapse", "absent", f"No posterior collapse: {told}.")
+
+
+def overfitting(model: tuple[float, float], pca: tuple[float, float], *, last: float) -> Verdict:
+    """Judge whether the model knows the training scans by heart.
+
+    Parameters
+    ----------
+    model, pca : tuple[float, float]
+        FVU on training scans and on validation scans; PCA of equal size, whose own gap is what the number of scans costs.
+    last : float
+        FVU on validation scans after the last epoch, whose weights are not kept when an earlier epoch was better.
+
+    Returns
+    -------
+    Verdict
+        Found when the gap between validation and training is wider than PCA's by more than a tenth of the variance;
+        stopped when the kept weights are sound and later epochs lost more than a tenth of the variance on validation scans.
+    """
+    gap, usual = model[1] - model[0], pca[1] - pca[0]
+    told = (
+        f"fraction of variance unexplained {model[0]:.3f} on training and {model[1]:.3f} on validation scans, "
+        f"PCA {pca[0]:.3f} and {pca[1]:.3f}"
+    )
+    if not gap > usual + MAX_EXTRA_GAP and last > model[1] + MAX_EXTRA_GAP:
+        stopped = f"Over-fitting was stopped: it rose to {last:.3f} on validation scans after the epoch that was kept"
+        return Verdict("over-fitting", "stopped", f"{stopped}; {told}.")
+    if not gap > usual + MAX_EXTRA_GAP:
+        return Verdict("over-fitting", "absent", f"No over-fitting beyond PCA's: {told}.")
+    return Verdict("over-fitting", "found", f"Over-fitting: {told}. Try, in this order: {OVERFITTING_REMEDIES}.")
+
+
+def prior_mismatch(means: npt.NDArray[np.float32], log_vars: npt.NDArray[np.float32]) -> Verdict:
+    """Judge whether the latents of all scans together lie where the prior says.
+
+    Parameters
+    ----------
+    means, log_vars : ndarray
+        (scan, latent) posteriors of training scans: the aggregate of held-out ones is narrower in any model that learned
+        from few.
+
+    Returns
+    -------
+    Verdict
+        Found when the typical latent has under half or over twice the variance of the prior, or the means of the latents
+        are off zero by more than half a standard deviation of the prior (root mean square).
+
+    References
+    ----------
+    Rosca, Lakshminarayanan & Mohamed 2018, Distribution matching in variational inference. doi:10.48550/arXiv.1802.06847
+    """
+    name = "prior mismatch"
+    if len(means) < MIN_SCANS_FOR_MOMENTS:
+        return Verdict(
+            name, "not assessed", f"Not assessed: {len(means)} scans, at least {MIN_SCANS_FOR_MOMENTS} needed."
+        )
+    spread = means.var(axis=0, ddof=1) + np.exp(log_vars).mean(axis=0)
+    typical = float(np.exp(np.median(np.log(np.maximum(spread, 1e-12)))))
+    # What a mean over so many scans is off by chance alone is taken away.
+    off = float(np.sqrt(max(np.square(means.mean(axis=0)).mean() - spread.mean() / len(means), 0.0)))
+    told = (
+        f"the typical latent has {typical:.2f} times the variance of the prior, and the means are off by {off:.2f} SD"
+    )
+    if 0.5 <= typical <= 2.0 and off <= MAX_MEAN_OFF:
+        return Verdict(name, "absent", f"No prior mismatch: {told}.")
+    return Verdict(name, "found", f"Prior mismatch: {told}. Try, in this order: {MISMATCH_REMEDIES}.")
 
 
 def active(means: npt.NDArray[np.float32], kl: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -41,6 +41,8 @@ from nilatent.volumes import Volumes, voxel_pca
 __all__ = ["DivergenceError", "ModelConfig", "TrainConfig", "TrainedModel", "load_model", "train"]
 
 MAX_GRADIENT_NORM = 1.0
+# Raised when start.safetensors or resume.safetensors hold something else, so that older ones are not taken up.
+RESUME_VERSION = 2
 # An epoch counts as better only when it explains this much more of the validation variance than the best before.
 MIN_GAIN = 1e-4
 # With a PCA anchor an epoch must beat the start by this many standard errors of the gain over validation scans. Picking
@@ -68,6 +70,8 @@ class Run:
     variance: float
     mean_image: Fit
     pca: Fit
+    train_mean_image: Fit
+    train_pca: Fit
     start_errors: npt.NDArray[np.float64]
     fabric: Fabric
     objective: nn.Module
@@ -144,7 +148,7 @@ def train(
 def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, config: TrainConfig, folder: Path) -> Run:
     rows = _rows(volumes, parts, n_latent=model_config.n_latent)
     scans = {part: list(volumes.scans.index[chosen]) for part, chosen in rows.items()}
-    key = hash_values([FORMAT_VERSION, model_config, config, volumes.content_hash, scans])
+    key = hash_values([FORMAT_VERSION, RESUME_VERSION, model_config, config, volumes.content_hash, scans])
     module, known = _start(volumes, rows, model_config, config, folder / "start.safetensors", key)
     absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if absent.get(config.device, False):
@@ -173,6 +177,8 @@ def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, co
         variance=known["variance"],
         mean_image=Fit(**known["mean_image"]),
         pca=Fit(**known["pca"]),
+        train_mean_image=Fit(**known["train_mean_image"]),
+        train_pca=Fit(**known["train_pca"]),
         start_errors=np.asarray(known["start_errors"]),
         fabric=fabric,
         objective=wrapped,
@@ -225,10 +231,17 @@ def _start(
     measured = baselines(pca, volumes, rows["validation"])
     variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
     errors = validate(module, volumes, rows["validation"], batch_size=config.batch_size).errors
-    known: dict[str, Any] = {name: asdict(measured[name]) for name in ("mean_image", "pca")}
+    known: dict[str, Any] = {name: asdict(found) for name, found in measured.items()}
+    known |= {f"train_{name}": asdict(found) for name, found in baselines(pca, volumes, _sample(rows)).items()}
     known |= {"variance": variance, "start_errors": errors.tolist()}
     write_tensors(path, module.state_dict(), known | {"key": key})
     return module, known
+
+
+def _sample(rows: dict[str, Rows]) -> Rows:
+    """Training scans at even steps, as many as there are validation scans: enough to see a gap between the two."""
+    chosen = np.linspace(0, len(rows["train"]) - 1, min(len(rows["validation"]), len(rows["train"])))
+    return np.asarray(rows["train"][np.unique(chosen.round().astype(int))])
 
 
 def _precision(config: TrainConfig) -> Any:
@@ -337,10 +350,18 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
     checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
-    verdicts = [diagnostics.mean_local_minimum(checked.fit, run.pca, run.mean_image)]
+    trained = validate(run.module, run.volumes, _sample(run.rows), batch_size=run.config.batch_size)
+    model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
+    on_training = [diagnostics.fvu(fit, run.train_mean_image) for fit in (trained.fit, run.train_pca)]
+    verdicts = [
+        diagnostics.mean_local_minimum(checked.fit, run.pca, run.mean_image),
+        diagnostics.overfitting(
+            (on_training[0], model), (on_training[1], pca), last=float(progress.history[-1]["validation_fvu"])
+        ),
+    ]
     if run.model_config.name == "vae":
         verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
-    model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
+        verdicts.append(diagnostics.prior_mismatch(trained.means, trained.log_vars))
     write_history(run.folder, progress)
     used = parts[parts["part"].isin(("train", "validation"))]
     save_model(

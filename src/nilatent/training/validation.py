@@ -31,14 +31,15 @@ class Validation:
         (scan,) mean squared error per voxel of each scan.
     absolute_error : float
         Mean absolute error per voxel.
-    means, kl : ndarray
-        (scan, latent) posterior means and KL to the prior in nats.
+    means, log_vars, kl : ndarray
+        (scan, latent) posteriors and their KL to the prior in nats.
     """
 
     fit: Fit
     errors: npt.NDArray[np.float64]
     absolute_error: float
     means: npt.NDArray[np.float32]
+    log_vars: npt.NDArray[np.float32]
     kl: npt.NDArray[np.float32]
 
 
@@ -112,11 +113,13 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
     errors: list[npt.NDArray[np.float64]] = []
     absolute: list[npt.NDArray[np.float64]] = []
     means: list[npt.NDArray[np.float32]] = []
+    log_vars: list[npt.NDArray[np.float32]] = []
     kl: list[npt.NDArray[np.float32]] = []
 
     def pairs() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         for _, x, posterior in posteriors(module, volumes, rows, batch_size=batch_size):
             means.append(posterior.mean.cpu().numpy())
+            log_vars.append(posterior.log_var.cpu().numpy())
             kl.append(gaussian_kl(posterior.mean, posterior.log_var).cpu().numpy())
             seen, drawn = inside(module, x), draw(module, posterior.mean)
             absolute.append(np.abs(seen - drawn).mean(axis=1, dtype=np.float64))
@@ -125,7 +128,14 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
 
     measured = fit(pairs())
     absolute_error = float(np.concatenate(absolute).mean())
-    return Validation(measured, np.concatenate(errors), absolute_error, np.concatenate(means), np.concatenate(kl))
+    return Validation(
+        fit=measured,
+        errors=np.concatenate(errors),
+        absolute_error=absolute_error,
+        means=np.concatenate(means),
+        log_vars=np.concatenate(log_vars),
+        kl=np.concatenate(kl),
+    )
 
 
 def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
