@@ -3,80 +3,45 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from torch import nn
 
-from nilatent.errors import LeakageError, NilatentError, SettingError
-from nilatent.models import Autoencoder, ModelConfig, PcaAnchor, Vae, build
+from nilatent.errors import NilatentError
+from nilatent.models import ModelConfig, PcaAnchor
 from nilatent.progress import track
 from nilatent.provenance import hash_values
 from nilatent.training import diagnostics
 from nilatent.training.checkpoint import (
-    FORMAT_VERSION,
     Progress,
     TrainedModel,
     keep,
     load_model,
-    module_from_state,
-    read_tensors,
     resume,
     save_model,
     write_history,
-    write_tensors,
 )
 from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight, learning_rate
-from nilatent.training.diagnostics import Fit
-from nilatent.training.objective import SD_BY_SCALE, Objective
-from nilatent.training.validation import Rows, Validation, baselines, read_batch, validate
-from nilatent.volumes import Volumes, voxel_pca
+from nilatent.training.objective import SD_BY_SCALE
+from nilatent.training.start import Run, sample, set_up
+from nilatent.training.validation import Rows, Validation, read_batch, validate
+from nilatent.volumes import Volumes
 
 __all__ = ["DivergenceError", "ModelConfig", "TrainConfig", "TrainedModel", "load_model", "train"]
 
 MAX_GRADIENT_NORM = 1.0
-# Raised when start.safetensors or resume.safetensors hold something else, so that older ones are not taken up.
-RESUME_VERSION = 2
 # An epoch counts as better only when it explains this much more of the validation variance than the best before.
 MIN_GAIN = 1e-4
 # With a PCA anchor an epoch must beat the start by this many standard errors of the gain over validation scans. Picking
 # the best of many epochs on a handful of scans would otherwise leave PCA for a chance gain, and lose on new scans.
 N_STANDARD_ERRORS = 2.0
-# Learning rate of the encoder's correction g relative to that of the decoder's f, with a PCA anchor.
-ENCODER_RATE = 0.1
 
 
 class DivergenceError(NilatentError):
     """The loss or its gradient is not finite; the best state so far is kept."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Everything one training holds on to."""
-
-    volumes: Volumes
-    rows: dict[str, Rows]
-    model_config: ModelConfig
-    config: TrainConfig
-    folder: Path
-    key: str
-    module: Autoencoder | Vae
-    variance: float
-    mean_image: Fit
-    pca: Fit
-    train_mean_image: Fit
-    train_pca: Fit
-    start_errors: npt.NDArray[np.float64]
-    fabric: Fabric
-    objective: nn.Module
-    bare_objective: Objective
-    optimiser: torch.optim.Optimizer
 
 
 def train(
@@ -123,7 +88,7 @@ def train(
     DivergenceError
         When the loss stops being finite.
     """
-    run = _set_up(volumes, parts, model_config, config, Path(folder))
+    run = set_up(volumes, parts, model_config, config, Path(folder))
     progress = resume(run.folder, run.key, module=run.module, optimiser=run.optimiser)
     if progress is not None and progress.past is not None:
         run.bare_objective.past = progress.past.to(run.fabric.device)
@@ -143,124 +108,6 @@ def train(
             on_epoch(progress.history[-1])
     _finish(run, progress, parts)
     return load_model(run.folder)
-
-
-def _set_up(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, config: TrainConfig, folder: Path) -> Run:
-    rows = _rows(volumes, parts, n_latent=model_config.n_latent)
-    scans = {part: list(volumes.scans.index[chosen]) for part, chosen in rows.items()}
-    key = hash_values([FORMAT_VERSION, RESUME_VERSION, model_config, config, volumes.content_hash, scans])
-    module, known = _start(volumes, rows, model_config, config, folder / "start.safetensors", key)
-    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if absent.get(config.device, False):
-        raise SettingError(
-            f"training.device is '{config.device}', and torch finds none on this machine. Set it to auto or cpu, or install "
-            "a torch that is built for it."
-        )
-    fabric = Fabric(accelerator=config.device, devices=1, precision=_precision(config))
-    objective = Objective(
-        module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
-        model_config,
-        config,
-        variance=known["variance"],
-        n_scans=len(rows["train"]),
-    )
-    optimiser = torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.learning_rate)
-    wrapped, optimiser = fabric.setup(objective, optimiser)
-    return Run(
-        volumes=volumes,
-        rows=rows,
-        model_config=model_config,
-        config=config,
-        folder=folder,
-        key=key,
-        module=module,
-        variance=known["variance"],
-        mean_image=Fit(**known["mean_image"]),
-        pca=Fit(**known["pca"]),
-        train_mean_image=Fit(**known["train_mean_image"]),
-        train_pca=Fit(**known["train_pca"]),
-        start_errors=np.asarray(known["start_errors"]),
-        fabric=fabric,
-        objective=wrapped,
-        bare_objective=objective,
-        optimiser=optimiser,
-    )
-
-
-def _rows(volumes: Volumes, parts: pd.DataFrame, *, n_latent: int) -> dict[str, Rows]:
-    rows = {part: volumes.rows(list(parts.index[parts["part"] == part])) for part in ("train", "validation")}
-    for part, chosen in rows.items():
-        if len(chosen) == 0:
-            raise SettingError(
-                f"No scan is in the part '{part}'. Training needs both parts: bring more scans or raise its fraction in the "
-                "split."
-            )
-    if n_latent >= len(rows["train"]):
-        raise SettingError(
-            f"model.n_latent is {n_latent} and must be smaller than the number of training scans, {len(rows['train'])}. "
-            f"Set model.n_latent to {max(len(rows['train']) // 4, 1)} or so, or bring more scans."
-        )
-    both = set(parts.loc[parts["part"] == "train", "subject_id"]) & set(
-        parts.loc[parts["part"] == "validation", "subject_id"]
-    )
-    if both:
-        raise LeakageError(
-            f"Subjects {', '.join(sorted(both)[:5])} are in the training and in the validation part. Split by subject again."
-        )
-    return rows
-
-
-def _start(
-    volumes: Volumes, rows: dict[str, Rows], model_config: ModelConfig, config: TrainConfig, path: Path, key: str
-) -> tuple[Autoencoder | Vae, dict[str, Any]]:
-    # What never changes is written once: PCA repeated with another number of threads would differ in its last bits.
-    stored = read_tensors(path, key=key)
-    if stored is not None:
-        return module_from_state(model_config, stored[0]), stored[1]
-    pca = voxel_pca(volumes, rows["train"], model_config.n_latent, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        module = build(
-            model_config,
-            mask=torch.from_numpy(np.asarray(volumes.mask)),
-            mean=torch.from_numpy(pca.mean),
-            components=torch.from_numpy(pca.components),
-            sd=torch.from_numpy(pca.sd),
-            residual_variance=pca.residual_variance,
-        )
-    measured = baselines(pca, volumes, rows["validation"])
-    variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
-    errors = validate(module, volumes, rows["validation"], batch_size=config.batch_size).errors
-    known: dict[str, Any] = {name: asdict(found) for name, found in measured.items()}
-    known |= {f"train_{name}": asdict(found) for name, found in baselines(pca, volumes, _sample(rows)).items()}
-    known |= {"variance": variance, "start_errors": errors.tolist()}
-    write_tensors(path, module.state_dict(), known | {"key": key})
-    return module, known
-
-
-def _sample(rows: dict[str, Rows]) -> Rows:
-    """Training scans at even steps, as many as there are validation scans: enough to see a gap between the two."""
-    chosen = np.linspace(0, len(rows["train"]) - 1, min(len(rows["validation"]), len(rows["train"])))
-    return np.asarray(rows["train"][np.unique(chosen.round().astype(int))])
-
-
-def _precision(config: TrainConfig) -> Any:
-    if config.precision != "auto":
-        return config.precision
-    # On processors bfloat16 gained nothing at 4 or 2 mm with these narrow layers.
-    mixed = config.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if mixed else "32-true"
-
-
-def _groups(module: Autoencoder | Vae, weight_decay: float) -> list[dict[str, Any]]:
-    # The projection is already the best encoder of a linear decoder, so g may only follow f, slowly; before that it could
-    # only learn the training scans by heart.
-    slow = ENCODER_RATE if isinstance(module.anchor, PcaAnchor) else 1.0
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        rate = 1.0 if name.startswith("mirror.") else slow
-        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": found, "rate": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
 def _epoch(run: Run, epoch: int) -> float:
@@ -350,7 +197,7 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
     checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
-    trained = validate(run.module, run.volumes, _sample(run.rows), batch_size=run.config.batch_size)
+    trained = validate(run.module, run.volumes, sample(run.rows), batch_size=run.config.batch_size)
     model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
     on_training = [diagnostics.fvu(fit, run.train_mean_image) for fit in (trained.fit, run.train_pca)]
     verdicts = [
