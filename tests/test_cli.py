@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,114 @@ def test_a_place_that_cannot_be_written_comes_without_a_traceback(
         cli.main()
     assert stop.value.code == cli.BAD_USAGE
     assert "is writable" in capsys.readouterr().err
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Call `nilatent prepare` on three subjects; gives the exit, what was said, and what would have been prepared how."""
+    from nilatent.cohort import exclude
+    from nilatent.preprocess import recipe
+
+    source = tmp_path / "study"
+    for number in (1, 2, 3):
+        for session in ("a", "b"):
+            stem = f"sub-0{number}_ses-{session}"
+            path = source / f"sub-0{number}" / f"ses-{session}" / "anat" / f"{stem}_T1w.nii.gz"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(stem.encode())
+    (source / "participants.tsv").write_text("participant_id\nsub-01\nsub-02\nsub-03\n")
+    calls = []
+
+    def prepare(cohort, out, config, *, n_procs, scheduler, tables):
+        calls.append({"cohort": cohort, "config": config, "n_procs": n_procs, "dask": scheduler, "tables": tables})
+        broken = {"scan_id": "sub-03_ses-b", "stage": "prepare", "rule": "readable", "reason": "Look at it."}
+        return exclude(cohort, [broken]) if broken["scan_id"] in cohort.scans.index else cohort
+
+    def call(*arguments: str):
+        calls.clear()
+        done = CliRunner().invoke(cli.app, ["prepare", str(source), str(tmp_path / "out"), *arguments])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        # An error of usage stands in a box whose lines break anywhere.
+        return done.exit_code, " ".join(re.sub("[│\\s]+", " ", done.stderr).split()), calls[0] if calls else {}
+
+    monkeypatch.setattr(recipe, "prepare", prepare)
+    monkeypatch.setattr(cli, "_quality_page", lambda *_: None)
+    return call
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ((), {}),
+        (("--recipe", "t1"), {"name": "t1"}),
+        (("--spacing-mm", "2"), {"spacing_mm": 2.0}),
+        (("--fwhm-mm", "0"), {"fwhm_mm": 0.0}),
+        (("--no-modulation",), {"modulation": False}),
+        (("--modulation",), {"modulation": True}),
+        (("--normalisation", "syn"), {"normalisation": "syn"}),
+        (("--target", "t1w"), {"target": "t1w"}),
+    ],
+)
+def test_every_flag_of_prepare_reaches_the_recipe(prepared, flags: tuple[str, ...], changed: dict[str, object]):
+    from nilatent.config import read_config
+
+    assert prepared(*flags)[2]["config"] == replace(read_config().recipe, **changed)
+
+
+def test_prepare_says_by_its_exit_whether_all_scans_went_through(prepared, tmp_path: Path):
+    code, said, call = prepared()
+    assert code == cli.SOME_FAILED
+    assert "sub-03_ses-b [prepare, readable]: Look at it." in said
+    assert len(call["cohort"].scans) == 6
+    assert call["tables"]
+    assert (tmp_path / "out" / "scans.tsv").is_file()
+    assert prepared("--participant-label", "01")[0] == cli.DONE
+    assert prepared("--no-such-flag")[0] == cli.BAD_USAGE
+
+
+@pytest.mark.parametrize(
+    ("labels", "scans"),
+    [
+        (("--participant-label", "02"), ["sub-02_ses-a", "sub-02_ses-b"]),
+        (("--participant-label", "sub-02", "--session-label", "b"), ["sub-02_ses-b"]),
+        (("--session-label", "ses-a"), ["sub-01_ses-a", "sub-02_ses-a", "sub-03_ses-a"]),
+        (("--participant-label", "01 03", "--session-label", "a"), ["sub-01_ses-a", "sub-03_ses-a"]),
+        (
+            ("--participant-label", "01,02", "--participant-label", "03", "--session-label", "a"),
+            ["sub-01_ses-a", "sub-02_ses-a", "sub-03_ses-a"],
+        ),
+    ],
+)
+def test_a_part_is_prepared_without_tables_of_the_whole(
+    prepared, tmp_path: Path, labels: tuple[str, ...], scans: list[str]
+):
+    _, said, call = prepared(*labels)
+    assert list(call["cohort"].scans.index) == scans
+    assert not call["tables"]
+    assert not (tmp_path / "out" / "scans.tsv").exists()
+    assert "without labels" in said
+
+
+def test_an_unknown_label_names_the_nearest(
+    prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    given = ["nilatent", "prepare", str(tmp_path / "study"), str(tmp_path / "out"), "--participant-label", "4"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == cli.BAD_USAGE
+    assert "no subject 'sub-4' among 3. Did you mean sub-0" in capsys.readouterr().err
+
+
+def test_processes_here_or_a_cluster_elsewhere(prepared, monkeypatch: pytest.MonkeyPatch):
+    from nilatent.preprocess import workers
+
+    monkeypatch.setattr(workers, "fitting_processes", lambda: 7)
+    assert [prepared()[2][name] for name in ("n_procs", "dask")] == [7, ""]
+    assert [prepared("--n-procs", "3")[2][name] for name in ("n_procs", "dask")] == [3, ""]
+    assert prepared("--dask", "tcp://host:8786")[2]["dask"] == "tcp://host:8786"
+    code, said, call = prepared("--dask", "tcp://host:8786", "--n-procs", "3")
+    assert (code, call) == (cli.BAD_USAGE, {})
+    assert "Give one of the two" in said
+    assert prepared("--n-procs", "-1")[0] == cli.BAD_USAGE

@@ -274,8 +274,34 @@ def test_select_keeps_the_subjects_named_and_their_exclusions():
     assert list(chosen.excluded["scan_id"]) == ["sub-001_ses-1", "sub-002_ses-0", "sub-002_ses-1"]
     assert len(cohort.scans) == 5
     for label in ("9", "sub-9"):
-        with pytest.raises(CohortError, match="no subject sub-9"):
+        with pytest.raises(CohortError, match="no subject 'sub-9' among 4"):
             select(cohort, [label])
+
+
+def test_select_keeps_the_sessions_named_and_names_the_nearest_of_an_unknown_label():
+    failure = {"scan_id": "sub-001_ses-1", "stage": "read", "rule": "nan", "reason": "Look."}
+    cohort = exclude(made(3, n_sessions=2), [failure])
+    absent = pd.DataFrame(
+        [{"scan_id": "sub-009", "path": "", "stage": "read", "rule": "absent image", "reason": "Add."}]
+    )
+    cohort = dataclasses.replace(cohort, excluded=pd.concat([cohort.excluded, absent], ignore_index=True))
+    first, second = (select(cohort, sessions=[label]) for label in ("0", "ses-1"))
+    assert list(first.scans.index) == ["sub-000_ses-0", "sub-001_ses-0", "sub-002_ses-0"]
+    assert list(second.scans.index) == ["sub-000_ses-1", "sub-002_ses-1"]
+    assert [list(chosen.excluded["scan_id"]) for chosen in (first, second)] == [
+        ["sub-009"],
+        ["sub-001_ses-1", "sub-009"],
+    ]
+    both = select(cohort, ["002"], sessions=["1"])
+    assert list(both.scans.index) == ["sub-002_ses-1"]
+    assert both.excluded.empty
+    pd.testing.assert_frame_equal(select(cohort).scans, cohort.scans)
+    with pytest.raises(CohortError, match=r"no session 'ses-2' among 2. Did you mean ses-1 or ses-0"):
+        select(cohort, sessions=["2"])
+    with pytest.raises(CohortError, match=r"no subject 'sub-0002' among 4. Did you mean sub-002"):
+        select(cohort, ["0002"])
+    with pytest.raises(CohortError, match=r"No scan is of sub-001 and of ses-1"):
+        select(dataclasses.replace(cohort, excluded=cohort.excluded.iloc[:0]), ["001"], sessions=["1"])
 
 
 # Splitting

@@ -437,3 +437,103 @@ def test_our_own_maps_inside_a_source_are_not_its_scans(tmp_path):
     (made / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "fMRIPrep"}]}))
     assert list(read(tmp_path)[0].index) == ["sub-01"]
     assert list(read(made)[0].index) == ["sub-01"]
+
+
+# Maps by the names of their tools
+
+
+def files_below(root, *names):
+    for name in names:
+        image(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["mri/mwp1sub-01_T1w.nii", "mri/wp1sub-01_T1w.nii", "mri/smwp1sub-01_T1w.nii"], "mwp1sub-01_T1w.nii"),
+        (["a/mwc1sub-01.nii", "a/wc1sub-01.nii", "a/c1sub-01.nii", "a/mwc2sub-01.nii"], "mwc1sub-01.nii"),
+        (["sub-01/mwp1sub-01.nii.gz", "sub-01/s6mwp1sub-01.nii.gz", "sub-01/mwp2sub-01.nii.gz"], "mwp1sub-01.nii.gz"),
+        (["mri/rp1sub-01_T1w_affine.nii", "mri/rp1sub-01_T1w_rigid.nii"], "rp1sub-01_T1w_affine.nii"),
+        (
+            [
+                "t1/sub-01_T1w_segm-graymatter_space-Ixi549Space_modulated-off_probability.nii.gz",
+                "t1/sub-01_T1w_segm-graymatter_space-Ixi549Space_modulated-on_probability.nii.gz",
+                "t1/sub-01_T1w_segm-graymatter_probability.nii.gz",
+            ],
+            "sub-01_T1w_segm-graymatter_space-Ixi549Space_modulated-on_probability.nii.gz",
+        ),
+        (["struc/sub-01_struc_GM_to_template_GM_mod.nii.gz"], "sub-01_struc_GM_to_template_GM_mod.nii.gz"),
+    ],
+    ids=["CAT12", "SPM", "deepmriprep", "affine", "Clinica", "FSL-VBM"],
+)
+def test_of_several_kinds_of_map_the_volumes_that_were_not_smoothed_are_used(tmp_path, names, kept):
+    scans, problems = read(files_below(tmp_path, *names))
+    assert list(scans.index) == ["sub-01"]
+    assert scans.at["sub-01", "path"].endswith(f"/{kept}")
+    assert problems == {}
+
+
+def test_oasis_maps_have_a_subject_and_a_session(tmp_path):
+    ending = "mpr_anon_fslswapdim_bet.nii.gz"
+    names = [f"OAS2_0001_MR{visit}/mwrc{tissue}OAS2_0001_MR{visit}_{ending}" for visit in (1, 2) for tissue in (1, 2)]
+    scans, problems = read(files_below(tmp_path, *names))
+    assert list(scans.index) == ["sub-OAS20001_ses-MR1", "sub-OAS20001_ses-MR2"]
+    assert set(scans["subject_id"]) == {"sub-OAS20001"}
+    assert scans["path"].str.contains("mwrc1").all()
+    assert problems == {}
+
+
+def test_the_sessions_of_longitudinal_cat12_maps_belong_to_one_subject(tmp_path):
+    names = [f"sub-01/ses-{visit}/anat/mwp1rsub-01_ses-{visit}_T1w.nii" for visit in (1, 2)]
+    scans, _ = read(files_below(tmp_path, *names))
+    assert list(scans.index) == ["sub-01_ses-1", "sub-01_ses-2"]
+    assert set(scans["subject_id"]) == {"sub-01"}
+
+
+def test_what_spm_and_cat12_made_of_a_raw_scan_is_no_raw_scan(tmp_path):
+    made = [
+        "mri/p1sub-01_T1w.nii",
+        "mri/wmsub-01_T1w.nii",
+        "mri/p0sub-01_T1w.nii",
+        "mri/c1IXI012_T1w.nii",
+        "sub-02_T1w.nii",
+    ]
+    scans, problems = read(files_below(tmp_path, "sub-01/anat/sub-01_T1w.nii", "IXI012_T1w.nii", *made))
+    assert sorted(path.rsplit("/")[-1] for path in scans["path"]) == [
+        "IXI012_T1w.nii",
+        "sub-01_T1w.nii",
+        "sub-02_T1w.nii",
+    ]
+    assert problems == {}
+    scans, _ = read(files_below(tmp_path / "people", "p1anna_T1w.nii", "p2berta_T1w.nii"))
+    assert list(scans.index) == ["sub-p1anna", "sub-p2berta"]
+
+
+def test_only_maps_in_the_subjects_own_space_are_no_source(tmp_path):
+    files_below(
+        tmp_path,
+        "mri/p1a.nii",
+        "sub-01/anat/sub-01_label-GM_probseg.nii.gz",
+        "sub-01/anat/sub-01_space-T1w_label-GM_probseg.nii",
+    )
+    with pytest.raises(CohortError, match="lie in the subject's own space"):
+        read(tmp_path)
+
+
+def test_a_link_whose_file_was_not_fetched_says_how_to_fetch_it(tmp_path):
+    raw(tmp_path, "sub-01")
+    (tmp_path / "sub-02" / "anat").mkdir(parents=True)
+    link = tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    link.symlink_to("../../.git/annex/objects/Xx/MD5E-s1.nii.gz/MD5E-s1.nii.gz")
+    _, problems = read(tmp_path)
+    assert "datalad get sub-02_T1w.nii.gz" in problems["sub-02"]["reason"]
+    rows = [
+        ["subject", "path"],
+        ["1", "sub-01/anat/sub-01_T1w.nii.gz"],
+        ["2", "sub-02/anat/sub-02_T1w.nii.gz"],
+        ["3", "x" * 400],
+    ]
+    _, problems = read(table(tmp_path / "t.tsv", *rows))
+    assert "datalad get sub-02_T1w.nii.gz" in problems["sub-2"]["reason"]
+    assert "Correct the path" in problems["sub-3"]["reason"]

@@ -1,6 +1,5 @@
 """The command line: each command reads nouns from disk, calls one public function and writes the noun back."""
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,8 @@ from nilatent.errors import NilatentError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nilatent.cohort import Cohort
 
 DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
 DEMO_SUBJECTS = 160
@@ -55,13 +56,30 @@ Sources = Annotated[
 ]
 Config = Annotated[Path | None, typer.Option(help="TOML file with settings; flags win over it.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that draws.")]
-Procs = Annotated[int, typer.Option("--n-procs", help="Processes for preparation; 0 takes every core.")]
+Procs = Annotated[
+    int,
+    typer.Option(
+        "--n-procs", min=0, help="Processes; 0 takes a core each, as far as 2 GB of memory are free for each."
+    ),
+]
+Dask = Annotated[
+    str,
+    typer.Option("--dask", help="Prepare on the workers of a dask scheduler: tcp://HOST:8786, or its scheduler file."),
+]
 
 
-def _cores(n_procs: int) -> int:
-    if n_procs > 0:
+def _processes(n_procs: int, *, scheduler: str = "") -> int:
+    if scheduler and n_procs:
+        raise typer.BadParameter("--n-procs is for this machine and --dask for others. Give one of the two.")
+    if n_procs:
         return n_procs
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from nilatent.preprocess.workers import fitting_processes
+
+    return fitting_processes()
+
+
+def _labels(given: list[str] | None) -> list[str]:
+    return [label for text in given or [] for label in text.replace(",", " ").split()]
 
 
 def _study(
@@ -117,15 +135,16 @@ def run(
     exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
     seed: Seed = None,
     n_procs: Procs = 0,
+    dask: Dask = "",
 ) -> None:
     """From scans to a report: the whole river; resumes, and skips what is finished."""
     overrides = _study(group, contrast, covariates, site, column, exclude, seed)
+    processes = _processes(n_procs, scheduler=dask)
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river
 
-    outcome = run_river(
-        sources, out, read_config(config, preset=preset.value, overrides=overrides), n_procs=_cores(n_procs)
-    )
+    settings = read_config(config, preset=preset.value, overrides=overrides)
+    outcome = run_river(sources, out, settings, n_procs=processes, scheduler=dask)
     typer.echo(str(outcome.report))
     _close(outcome.n_scans, outcome.excluded)
 
@@ -140,7 +159,7 @@ def demo(
     """Simulate a cohort with planted atrophy and run the whole river on it."""
     from nilatent.pipeline import demonstrate
 
-    outcome = demonstrate(out, n_subjects=n_subjects, seed=seed, n_procs=_cores(n_procs))
+    outcome = demonstrate(out, n_subjects=n_subjects, seed=seed, n_procs=_processes(n_procs))
     typer.echo(f"The report is at {outcome.report}")
     _close(outcome.n_scans, outcome.excluded)
 
@@ -176,7 +195,7 @@ def simulate(
         null=null,
         seed=seed,
     )
-    typer.echo(str(simulate_cohort(out, settings, n_procs=_cores(n_procs))))
+    typer.echo(str(simulate_cohort(out, settings, n_procs=_processes(n_procs))))
 
 
 @app.command()
@@ -187,25 +206,70 @@ def prepare(
     recipe: Annotated[str | None, typer.Option(help="t1 (raw heads), gm (maps that exist) or auto.")] = None,
     spacing_mm: Annotated[float | None, typer.Option(help="Voxel size of the output, 1 to 6 mm.")] = None,
     fwhm_mm: Annotated[float | None, typer.Option(help="Smoothing, 0 to 12 mm.")] = None,
+    modulation: Annotated[bool | None, typer.Option(help="Multiply by the volume change, or do not.")] = None,
+    normalisation: Annotated[str | None, typer.Option(help="affine, or syn (slower, as VBM does).")] = None,
+    target: Annotated[str | None, typer.Option(help="gm (grey-matter maps) or t1w (T1 intensities).")] = None,
     participant_label: Annotated[
-        list[str] | None, typer.Option(help="Only these subjects, with or without sub-.")
+        list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
+    ] = None,
+    session_label: Annotated[
+        list[str] | None, typer.Option(help="Only these sessions, with or without ses-; several likewise.")
     ] = None,
     n_procs: Procs = 0,
+    dask: Dask = "",
 ) -> None:
-    """Raw T1 scans or grey-matter maps to checked maps in MNI space, as a BIDS derivative."""
-    given = {"recipe.name": recipe, "recipe.spacing_mm": spacing_mm, "recipe.fwhm_mm": fwhm_mm}
+    """Raw T1 scans or grey-matter maps to checked maps in MNI space, as a BIDS derivative.
+
+    With labels, only those scans' files are written, so that several such calls may share one folder at the same time; a
+    last call without labels finds them done and writes the tables of the whole cohort.
+    """
+    given = {
+        "recipe.name": recipe,
+        "recipe.spacing_mm": spacing_mm,
+        "recipe.fwhm_mm": fwhm_mm,
+        "recipe.modulation": modulation,
+        "recipe.normalisation": normalisation,
+        "recipe.target": target,
+    }
+    subjects, sessions = _labels(participant_label), _labels(session_label)
+    processes = _processes(n_procs, scheduler=dask)
     from nilatent.cohort import read_cohort, select, write_cohort
     from nilatent.config import read_config
     from nilatent.preprocess.recipe import prepare as prepare_cohort
 
     settings = read_config(config, overrides={name: value for name, value in given.items() if value is not None})
     cohort = read_cohort(sources, suffix=settings.study.image, column_aliases=settings.study.columns)
-    if participant_label:
-        cohort = select(cohort, participant_label)
-    done = prepare_cohort(cohort, out, settings.recipe, n_procs=_cores(n_procs))
-    write_cohort(done, out)
+    whole = not (subjects or sessions)
+    cohort = select(cohort, subjects, sessions=sessions)
+    done = prepare_cohort(cohort, out, settings.recipe, n_procs=processes, scheduler=dask, tables=whole)
+    if whole:
+        write_cohort(done, out)
+        _quality_page(done, out)
+    else:
+        typer.echo(
+            "A part of the cohort: run the same without labels, once all parts are done, for its tables.", err=True
+        )
     typer.echo(str(out))
     _close(len(done.scans), done.excluded)
+
+
+def _quality_page(done: "Cohort", out: Path) -> None:
+    from nilatent.errors import MissingExtraError
+    from nilatent.extras import require
+    from nilatent.finding import write_finding
+    from nilatent.preprocess.quality import quality
+
+    write_finding(quality(done, folder=out), out / "quality")
+    try:
+        for module in ("jinja2", "matplotlib", "plotly"):
+            require(module, extra="report")
+    except MissingExtraError as error:
+        # The scans are prepared and their measures are written; only the page is missing.
+        typer.echo(f"No quality page: {error}", err=True)
+        return
+    from nilatent.report.quality import build
+
+    typer.echo(str(build(out)))
 
 
 def _again(folder: Path, *, until: str, only: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Cohort: one row per scan with its image and its subject's variables; reader, writer, exclusions and the split."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,33 +204,45 @@ def exclude(cohort: Cohort, failures: Sequence[Mapping[str, str]]) -> Cohort:
     return replace(cohort, scans=cohort.scans.drop(index=ids), excluded=excluded)
 
 
-def select(cohort: Cohort, labels: Sequence[str]) -> Cohort:
-    """The scans of some subjects only.
+def select(cohort: Cohort, subjects: Sequence[str] = (), *, sessions: Sequence[str] = ()) -> Cohort:
+    """The scans of some subjects or sessions only.
 
     Parameters
     ----------
     cohort : Cohort
         Left as it is.
-    labels : Sequence[str]
-        Subjects, with or without ``sub-``.
+    subjects, sessions : Sequence[str]
+        With or without ``sub-`` and ``ses-``; none for all.
 
     Returns
     -------
     Cohort
-        Fewer rows; the list of excluded scans keeps the chosen subjects' only.
+        Fewer rows; the list of excluded scans keeps those that were asked for only.
 
     Raises
     ------
     CohortError
-        When a label names no subject.
+        When a label names no subject or session (the nearest are offered), or no scan is of both.
     """
-    known = {*cohort.scans["subject_id"], *(text.split("_ses-")[0] for text in cohort.excluded["scan_id"])}
-    wanted = [label if label in known or label.startswith("sub-") else f"sub-{label}" for label in labels]
-    absent = [label for label in wanted if label not in known]
-    if absent:
-        raise CohortError(f"There is no subject {absent[0]}. The subjects are {', '.join(sorted(known)[:10])} ...")
-    mine = cohort.excluded["scan_id"].map(lambda text: text.split("_ses-")[0] in wanted).astype(bool)
-    return replace(cohort, scans=cohort.scans[cohort.scans["subject_id"].isin(wanted)], excluded=cohort.excluded[mine])
+    parted = cohort.excluded["scan_id"].astype(str).str.split("_ses-", n=1)
+    owners, rest = parted.str[0], ("ses-" + parted.str[1]).fillna("")
+    own = _named(subjects, {*cohort.scans["subject_id"], *owners}, "subject", "sub-")
+    at = _named(sessions, {*cohort.scans["session_id"], *rest} - {""}, "session", "ses-")
+    scans = cohort.scans
+    wanted = (scans["subject_id"].isin(own) | (not own)) & (scans["session_id"].isin(at) | (not at))
+    # A subject without any image is listed without a session: its absence is news for every session.
+    listed = (owners.isin(own) | (not own)) & (rest.isin([*at, ""]) | (not at))
+    if not (wanted.any() or listed.any()):
+        raise CohortError(f"No scan is of {', '.join(own)} and of {', '.join(at)}. Ask for labels that go together.")
+    return replace(cohort, scans=scans[wanted], excluded=cohort.excluded[listed])
+
+
+def _named(labels: Sequence[str], known: Collection[str], kind: str, prefix: str) -> list[str]:
+    names = [label if label in known or label.startswith(prefix) else f"{prefix}{label}" for label in labels]
+    for name in (name for name in names if name not in known):
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:3] or ["none at all"]
+        raise CohortError(f"There is no {kind} '{name}' among {len(known)}. Did you mean {' or '.join(near)}?")
+    return names
 
 
 def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:

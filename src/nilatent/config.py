@@ -16,7 +16,7 @@ from nilatent.analysis.lrcp import LrcpConfig
 from nilatent.cohort import SplitConfig
 from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
-from nilatent.preprocess.recipe import RecipeConfig
+from nilatent.preprocess.config import RecipeConfig
 from nilatent.provenance import atomic, plain
 from nilatent.training.loop import TrainConfig
 

@@ -21,9 +21,12 @@ from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import read_latents, write_latents
+from nilatent.lock import locked
+from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
+from nilatent.report.quality import build as build_quality
 from nilatent.simulate import SimulationConfig, simulate
 from nilatent.study import check_study, listed_exclusions, nearest, stratified
 from nilatent.training.checkpoint import load_model
@@ -55,6 +58,7 @@ def run(
     config: RunConfig,
     *,
     n_procs: int = 1,
+    scheduler: str = "",
     until: str = "report",
     only: Sequence[str] = (),
 ) -> Outcome:
@@ -70,6 +74,8 @@ def run(
         Every setting.
     n_procs : int
         Processes for the preparation; the result does not depend on it.
+    scheduler : str
+        Address or scheduler file of a dask scheduler, on whose workers scans are prepared instead.
     until : str
         Last pool to fill: ``"model"``, ``"latents"``, ``"findings"`` or ``"report"``.
     only : Sequence[str]
@@ -86,23 +92,24 @@ def run(
         When a source or a setting makes no sense; nothing is computed then.
     """
     check_names(until, only)
-    river = River(Path(out), config)
-    cohort = river.cohort(sources)
-    prepared = river.prepared(cohort, n_procs=n_procs)
-    volumes = river.volumes(prepared)
-    weights = river.regions(river.grey(prepared, volumes))
-    if prepared.n_subjects < MIN_SUBJECTS:
-        river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
-    else:
-        parts = river.parts(prepared)
-        river.model(volumes, parts)
-        if until in ("latents", "findings", "report"):
-            river.latents(volumes, parts)
-        if until in ("findings", "report"):
-            river.findings(prepared, volumes, parts, weights, only=only)
-    if until == "report":
-        river.report()
-    return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
+    with locked(Path(out)):
+        river = River(Path(out), config)
+        cohort = river.cohort(sources)
+        prepared = river.prepared(cohort, n_procs=n_procs, scheduler=scheduler)
+        volumes = river.volumes(prepared)
+        weights = river.regions(river.grey(prepared, volumes))
+        if prepared.n_subjects < MIN_SUBJECTS:
+            river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
+        else:
+            parts = river.parts(prepared)
+            river.model(volumes, parts)
+            if until in ("latents", "findings", "report"):
+                river.latents(volumes, parts)
+            if until in ("findings", "report"):
+                river.findings(prepared, volumes, parts, weights, only=only)
+        if until == "report":
+            river.report()
+        return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
 
 
 def demonstrate(out: Path, *, n_subjects: int, seed: int, n_procs: int) -> Outcome:
@@ -182,13 +189,13 @@ class River:
         )
         return found
 
-    def prepared(self, cohort: Cohort, *, n_procs: int) -> Cohort:
+    def prepared(self, cohort: Cohort, *, n_procs: int, scheduler: str) -> Cohort:
         """Maps on the grid; scans that fail are listed and the rest goes on."""
         folder = self.out / "prepared"
         listed = folder / "excluded.tsv"
 
         def fill() -> list[Path]:
-            done = prepare(cohort, folder, self.config.recipe, n_procs=n_procs)
+            done = prepare(cohort, folder, self.config.recipe, n_procs=n_procs, scheduler=scheduler)
             if done.scans.empty:
                 reasons = "\n".join(f"  {row.scan_id}: {row.reason}" for row in done.excluded.itertuples())
                 raise CohortError(f"No scan could be prepared.\n{reasons}")
@@ -204,7 +211,23 @@ class River:
         failed = done.excluded[done.excluded["stage"] == "prepare"]
         done = replace(done, excluded=pd.concat([cohort.excluded, failed], ignore_index=True))
         write_excluded(done, listed)
+        self.quality(done)
         return done
+
+    def quality(self, prepared: Cohort) -> None:
+        """A page with a row of slices per scan, ``prepared/quality.html``, from the finding in ``prepared/quality/``."""
+        folder = self.out / "prepared"
+        record = folder / "quality" / "provenance.json"
+
+        def fill() -> list[Path]:
+            written = write_finding(quality(prepared, folder=folder), folder / "quality")
+            build_quality(folder)
+            return written
+
+        if not (folder / "quality.html").is_file():
+            record.unlink(missing_ok=True)
+        dropped = prepared.excluded[["scan_id", "stage", "rule"]].astype(str).to_numpy().tolist()
+        self._stage("quality", record, settings={"dropped": dropped}, needs=["prepared"], fill=fill)
 
     def volumes(self, prepared: Cohort) -> Volumes:
         """One memory-mapped cache."""

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from nilatent.errors import CohortError, ScanError
+from nilatent.map_names import MODULATIONS, MapName, read_map_name
 from nilatent.provenance import hash_file
 from nilatent.tables import MISSING_WORDS, RESERVED, pick, read_tsv
 
@@ -21,10 +22,10 @@ SESSION_COLUMNS = ("session_id", "session", "ses")
 SUFFIXES = ("auto", "T1w", "GM")
 ENDINGS = (".nii.gz", ".nii")
 ENTITY = re.compile(r"(?:^|_)(sub|ses)-([^_]+)")
-# Entities that tell scans apart, not kinds of image.
+# Entities that tell scans apart, not kinds of image; a name outside BIDS has none, and is all subject.
 SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+")
-GM_MAP = re.compile(r"_label-GM(?:_desc-[A-Za-z0-9]+)?_probseg\.")
-CAT12_MAP = re.compile(r"^(?P<kind>s?\d*m0?wp1)(?P<rest>.+)$")
+# OASIS writes subject and session in one word.
+OASIS = re.compile(r"^(OAS\d_\d{4})_(MR\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,8 @@ def _read_table_of_paths(path: Path) -> Source:
         scan_id = f"{label}_{ses}" if ses else label
         file = path.parent.absolute() / record[image]
         if record[image] in MISSING_WORDS or not _is_file(file):
-            reason = f"{place} names the image '{record[image]}', which does not exist. Correct the path (relative to the table)."
+            step = _how_to_fetch(file) or "Correct the path (relative to the table)."
+            reason = f"{place} names the image '{record[image]}', which does not exist. {step}"
             problems.append(_problem(scan_id, str(file), "absent image", reason))
             continue
         extra = {_own_name(name): record[name] for name in variables}
@@ -118,13 +120,14 @@ def _read_folder(folder: Path, suffix: str) -> Source:
     kind, images = _images(folder, suffix)
     if not images:
         raise CohortError(
-            f"{folder} holds no T1w image (sub-*/**/anat/*_T1w.nii.gz), no grey-matter map in template space "
-            "(*space-MNI*_label-GM_probseg.nii.gz) and no CAT12 map (mri/mwp1*.nii). Name another folder, or a table of paths."
+            f"{folder} holds no T1w image (sub-*/**/anat/*_T1w.nii.gz) and no grey-matter map in template space "
+            "(*space-MNI*_label-GM_probseg.nii.gz, CAT12's and deepmriprep's mwp1*, SPM's mwc1*; p1*, c1* and label-GM without "
+            "space- lie in the subject's own space). Name another folder, or a table of paths."
         )
     rows, problems = [], []
-    for path in images:
+    for path, said in images.items():
         try:
-            rows.append(_row_of_image(path, folder, kind))
+            rows.append(_row_of_image(path, folder, said))
         except ScanError as error:
             problems.append(_problem(path.name.split(".")[0], str(path), error.rule, str(error)))
     rows, others = _one_variant(rows)
@@ -151,15 +154,25 @@ def _source(
     return Source(re.sub(r"[^A-Za-z0-9]", "", name) or "source", frame, problems + repeated + unreadable, columns)
 
 
-def _images(folder: Path, suffix: str) -> tuple[str, list[Path]]:
-    files = _nifti_files(folder)
-    grey = [path for path in files if GM_MAP.search(path.name) and "space-MNI" in path.name]
-    cat12 = [path for path in files if CAT12_MAP.match(path.name)]
-    raw = [path for path in files if re.search(r"_T1w\.nii(\.gz)?$", path.name) and "space-" not in path.name]
-    raw = [path for path in raw if "derivatives" not in path.relative_to(folder).parts and path not in cat12]
-    if suffix in ("auto", "GM") and (grey or cat12):
-        return "grey-matter", grey or cat12
-    return "T1w", raw if suffix in ("auto", "T1w") else []
+def _images(folder: Path, suffix: str) -> tuple[str, dict[Path, MapName | None]]:
+    """The kind of image and every image of it, with what its name says when it is a map."""
+    named = {path: read_map_name(path.name) for path in _nifti_files(folder)}
+    grey = {path: said for path, said in named.items() if said is not None and said.is_grey}
+    if suffix in ("auto", "GM") and grey:
+        return "grey-matter", dict(grey)
+    stems = {path.name.split(".")[0] for path in named}
+    raw = [path for path, said in named.items() if _is_raw(path, folder, said, stems)]
+    return "T1w", dict.fromkeys(raw if suffix in ("auto", "T1w") else [])
+
+
+def _is_raw(path: Path, folder: Path, said: MapName | None, stems: set[str]) -> bool:
+    if not re.search(r"_T1w\.nii(\.gz)?$", path.name) or "space-" in path.name:
+        return False
+    # What SPM and CAT12 make of sub-01_T1w.nii is called p1sub-01_T1w.nii or wmsub-01_T1w.nii.
+    made = "sub-" in path.name and not path.name.startswith("sub-")
+    if said is not None:
+        made = made or said.in_template or said.source in stems or path.parent.name == "mri"
+    return not made and "derivatives" not in path.relative_to(folder).parts
 
 
 def _nifti_files(folder: Path) -> list[Path]:
@@ -180,16 +193,17 @@ def _is_ours(folder: Path) -> bool:
     try:
         described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
         return any(made["Name"] == "nilatent" for made in described["GeneratedBy"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def _row_of_image(path: Path, folder: Path, kind: str) -> dict[str, Any]:
+def _row_of_image(path: Path, folder: Path, said: MapName | None) -> dict[str, Any]:
     stem = path.name.split(".")[0]
-    match = CAT12_MAP.match(stem) if kind != "T1w" else None
-    # CAT12 puts its prefix before the name of the image it was given, which need not be a BIDS name.
-    given = match.group("rest") if match is not None else stem
+    # SPM and CAT12 put a prefix before the name of the image they were given, which need not be a BIDS name.
+    given = said.source if said is not None else stem
     named = dict(ENTITY.findall(given))
+    if (oasis := OASIS.match(given)) is not None:
+        named, given = {"ses": oasis.group(2)}, oasis.group(1)
     placed = dict(found for part in path.relative_to(folder).parts[:-1] for found in ENTITY.findall(part))
     for entity in named.keys() & placed.keys():
         if named[entity] != placed[entity]:
@@ -210,16 +224,18 @@ def _row_of_image(path: Path, folder: Path, kind: str) -> dict[str, Any]:
         "session_id": session,
         "source_id": source_id,
         "path": path.absolute(),
-        "variant": match.group("kind") if match is not None else SCAN_ENTITY.sub("", stem),
+        "variant": said.kind if said is not None else SCAN_ENTITY.sub("", stem) if "sub" in named else "_T1w",
+        "rank": said.rank if said is not None else (len(MODULATIONS), False),
     }
 
 
 def _one_variant(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows of one kind of image only (one space, one resolution, one CAT12 prefix): the kind that most scans have."""
+    """Rows of one kind of image only (one space, one resolution, one prefix): that of most scans, then the better one."""
     if not rows:
         return [], []
     counted = Counter(variant for _, variant in {(row["scan_id"], row["variant"]) for row in rows})
-    chosen = min(counted, key=lambda variant: (-counted[variant], len(variant), variant))
+    ranks = {row["variant"]: row["rank"] for row in rows}
+    chosen = min(counted, key=lambda variant: (-counted[variant], ranks[variant], len(variant), variant))
     kept = [row for row in rows if row["variant"] == chosen]
     named = {row["scan_id"] for row in kept}
     problems = []
@@ -231,7 +247,7 @@ def _one_variant(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
                 f"have ('{chosen.strip('_')}'). Make that kind for this scan too, or name the files in a table of paths."
             )
             problems.append(_problem(row["scan_id"], str(row["path"]), "other kind of image", reason))
-    return [{key: value for key, value in row.items() if key != "variant"} for row in kept], problems
+    return [{key: value for key, value in row.items() if key not in ("variant", "rank")} for row in kept], problems
 
 
 def _first_of_each(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -279,7 +295,7 @@ def _participants(folder: Path) -> tuple[pd.DataFrame | None, dict[str, Any]]:
     if dictionary.is_file():
         try:
             columns = json.loads(dictionary.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CohortError(f"{dictionary} is not JSON: {error}. Mend or remove it.") from error
         if not isinstance(columns, dict):
             raise CohortError(f"{dictionary} is not a JSON object of columns. Mend or remove it.")
@@ -362,12 +378,22 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _how_to_fetch(path: Path) -> str:
+    """What to do about a link whose file is not on this disk, as git-annex leaves it; ``""`` for anything else."""
+    try:
+        gone = path.is_symlink() and not path.exists()
+    except OSError:  # a cell that is too long for a file name
+        return ""
+    return f"It is a link to a file that is not here: run `datalad get {path.name}` in its folder." if gone else ""
+
+
 def _hashed(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     hashed, problems = [], []
     for row in rows:
         try:
             hashed.append(row | {"sha256": hash_file(row["path"]), "path": str(row["path"])})
         except OSError as error:
-            reason = f"{row['path']} cannot be read: {error.strerror}. Fetch the file, or check its permissions."
+            step = _how_to_fetch(row["path"]) or "Fetch the file, or check its permissions."
+            reason = f"{row['path']} cannot be read: {error.strerror}. {step}"
             problems.append(_problem(row["scan_id"], str(row["path"]), "unreadable image", reason))
     return hashed, problems

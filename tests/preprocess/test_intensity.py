@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nilatent.errors import ScanError
 from nilatent.preprocess import intensity
 
 
@@ -40,3 +41,40 @@ def test_the_planted_bias_field_is_found(rng):
     after = (np.log(planted[mask]) - np.log(found[mask])).std()
     assert after < before / 3
     assert np.log(found[mask]).mean() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("voxel_mm", [(2.0, 2.0, 2.0), (1.5, 2.0, 3.0)])
+def test_the_field_does_not_depend_on_the_voxels(rng, voxel_mm):
+    pytest.importorskip("ants")
+    shape = tuple(int(150 / side) for side in voxel_mm)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
+    mask = x**2 + y**2 + z**2 < 0.9
+    tissue = np.where(np.sin(9 * x) * np.sin(8 * y) * np.sin(10 * z) > 0, 100.0, 60.0)
+    planted = np.exp(0.3 * y - 0.2 * x * z)
+    data = np.where(mask, tissue * planted + rng.normal(0, 2, mask.shape), 0).astype(np.float32)
+    found = intensity.bias_field(data, mask, np.array(voxel_mm))
+    assert np.corrcoef(np.log(found[mask]), np.log(planted[mask]))[0, 1] > 0.97
+    assert np.log(found[mask] / planted[mask]).std() < 0.07
+
+
+@pytest.mark.slow
+def test_an_even_scan_gets_an_even_field_and_units_do_not_matter(rng):
+    pytest.importorskip("ants")
+    mask = np.zeros((61, 67, 63), dtype=bool)
+    mask[5:-5, 6:-6, 7:-7] = True
+    tissue = np.where(ndimage.gaussian_filter(rng.normal(size=mask.shape), 3) > 0, 100.0, 60.0)
+    data = np.where(mask, tissue + rng.normal(0, 2, mask.shape), 0).astype(np.float32)
+    field = intensity.bias_field(data, mask, np.full(3, 2.0))
+    assert np.log(field[mask]).std() < 0.03
+    np.testing.assert_allclose(intensity.bias_field(data * 256, mask, np.full(3, 2.0)), field, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"), [(np.full((9, 9, 9), 5.0), 9), (np.arange(729.0).reshape(9, 9, 9), 4), (np.zeros((9, 9, 9)), 9)]
+)
+def test_a_field_needs_enough_voxels_of_different_intensity(data, size):
+    mask = np.zeros(data.shape, dtype=bool)
+    mask[:size, :size, :size] = True
+    with pytest.raises(ScanError, match="Rule 'enough brain with contrast'"):
+        intensity.bias_field(data.astype(np.float32), mask, np.ones(3))

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from nilatent.cohort import Cohort
 from nilatent.errors import CohortError, SettingError
-from nilatent.preprocess.recipe import RecipeConfig, prepare
+from nilatent.preprocess.config import RecipeConfig
+from nilatent.preprocess.recipe import prepare
 from nilatent.provenance import hash_file, read_json
 from nilatent.volumes import Grid, template
 

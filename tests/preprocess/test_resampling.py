@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from nilatent.preprocess import resampling
 from nilatent.volumes import Grid
@@ -79,7 +82,7 @@ def test_pull_is_the_way_back_of_resample(rng):
     affine = np.diag([6.0, 6, 6, 1])
     affine[:3, 3] = (-66, -90, -58)
     there = resampling.resample(data, affine, grid, to_grid=to_grid, modulate=False)
-    back = resampling.pull(grid.to_image(there), data.shape, affine, to_grid)
+    (back,) = resampling.pull([grid.to_image(there)], data.shape, affine, to_grid)
     core = np.s_[4:-4, 4:-4, 4:-4]
     assert np.corrcoef(back[core].ravel(), data[core].ravel())[0, 1] > 0.98
 
@@ -90,3 +93,123 @@ def test_share_inside_counts_the_field_of_view(rng):
     half = (16, min(32, grid.shape[1]), 32)
     expected = min(1, np.prod(half) / everywhere.size)
     assert resampling.share_inside(half, grid.affine, everywhere, grid) == pytest.approx(expected, abs=0.01)
+
+
+def wavy_warp(grid):
+    """Forward waves of a few millimetres, and their inverse by fixed-point iteration at the nodes."""
+    nodes = (
+        np.einsum("ij,j...->i...", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
+    )
+
+    def forward(x):
+        return np.stack([3 * np.sin(x[1] / 25), 2 * np.cos(x[2] / 20) + x[0] / 30, 2 * np.sin(x[0] / 30)])
+
+    inverse = np.zeros_like(nodes)
+    for _ in range(30):
+        inverse = -forward(nodes + inverse)
+    return resampling.Warp(forward(nodes).astype(np.float32), inverse.astype(np.float32), grid), forward
+
+
+def ball_of(shape, affine, centre, radius_mm):
+    points = np.einsum("ij,j...->i...", affine[:3, :3], np.indices(shape)) + affine[:3, 3, None, None, None]
+    return np.clip(radius_mm - np.linalg.norm(points - np.reshape(centre, (3, 1, 1, 1)), axis=0), 0, 3) / 3
+
+
+def test_the_jacobian_of_the_whole_mapping_keeps_the_volume(rng):
+    warp, _ = wavy_warp(Grid.mni(4.0))
+    # Waves keep most of the volume; a stretch by six per cent along each axis does not.
+    x, y, z = np.indices(warp.grid.shape) * 4.0
+    warp = replace(warp, forward=(warp.forward + 0.06 * np.stack([x - 80, y - 80, z - 80])).astype(np.float32))
+    affine = np.diag([2.0, 2.5, 3.0, 1])
+    affine[:3, 3] = (-70, -100, -70)
+    data = ball_of((71, 81, 51), affine, (5, -20, 10), 40).astype(np.float32)
+    to_grid = np.diag([1.1, 0.95, 1.0, 1])
+    grid = Grid.mni(4.0)
+    kept, plain = resampling.resample_warped(
+        [data, data], affine, grid, to_grid=to_grid, warp=warp, modulate=[True, False]
+    )
+    volume_ml = data.sum() * 0.015
+    assert kept.sum() * grid.voxel_ml == pytest.approx(volume_ml, rel=0.01)
+    assert plain.max() == pytest.approx(1, abs=1e-5)
+    assert plain.sum() * grid.voxel_ml < 0.95 * volume_ml
+
+
+def test_a_warped_map_is_found_where_the_forward_warp_says(rng):
+    grid = Grid.mni(4.0)
+    warp, forward = wavy_warp(grid)
+    place = np.array([20.0, -30.0, 15.0])
+    subject = (place + forward(place)) / [1.1, 0.95, 1.0] - [4, 5, 6]
+    to_grid = np.diag([1.1, 0.95, 1.0, 1])
+    to_grid[:3, 3] = to_grid[:3, :3] @ (4, 5, 6)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = (-80, -110, -70)
+    data = ball_of((81, 91, 81), affine, subject, 12).astype(np.float32)
+    (moved,) = resampling.resample_warped([data], affine, grid, to_grid=to_grid, warp=warp, modulate=[False])
+    found = grid.affine[:3, :3] @ (np.indices(grid.shape).reshape(3, -1) * moved.ravel()).sum(axis=1) / moved.sum()
+    np.testing.assert_allclose(found + grid.affine[:3, 3], place, atol=0.7)
+
+
+def test_without_displacement_a_warp_changes_nothing(rng):
+    grid = Grid.mni(6.0)
+    still = np.zeros((3, *grid.shape), dtype=np.float32)
+    warp = resampling.Warp(still, still, grid)
+    affine = random_affine(rng) @ np.diag([3.0, 3, 3, 1])
+    affine[:3, 3] -= 30
+    data, to_grid = blob(rng), random_affine(rng)
+    expected = resampling.resample(data, affine, grid, to_grid=to_grid, modulate=True)
+    (moved,) = resampling.resample_warped([data], affine, grid, to_grid=to_grid, warp=warp, modulate=[True])
+    np.testing.assert_allclose(moved, expected, atol=1e-4)
+    image = grid.to_image(expected)
+    (pulled,) = resampling.pull([image], SHAPE, affine, to_grid, warp=warp)
+    (straight,) = resampling.pull([image], SHAPE, affine, to_grid)
+    np.testing.assert_allclose(pulled, straight, atol=1e-4)
+
+
+def test_pulling_through_the_inverse_warp_undoes_the_forward_one(rng):
+    grid = Grid.mni(4.0)
+    warp, _ = wavy_warp(grid)
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = (-76, -110, -70)
+    data = ball_of((39, 47, 39), affine, (30, -50, 5), 15).astype(np.float32)
+    (there,) = resampling.resample_warped([data], affine, grid, to_grid=np.eye(4), warp=warp, modulate=[False])
+
+    def shift_mm(warp):
+        (back,) = resampling.pull([grid.to_image(there)], data.shape, affine, np.eye(4), warp=warp)
+        centres = [
+            (np.indices(values.shape).reshape(3, -1) * values.ravel()).sum(axis=1) / values.sum()
+            for values in (back, data)
+        ]
+        return 4 * np.linalg.norm(centres[0] - centres[1])
+
+    assert shift_mm(warp) < 0.5
+    assert shift_mm(None) > 2
+
+
+def test_displacements_lead_there_and_back():
+    grid = Grid.mni(4.0)
+    warp, _ = wavy_warp(grid)
+    to_template = np.diag([1.1, 0.95, 1.0, 1])
+    to_template[:3, 3] = (3, -4, 5)
+    affine = np.diag([5.0, 5, 5, 1])
+    affine[:3, 3] = (-30, -60, -30)
+    to_scan, to_grid = resampling.displacements((13, 15, 11), affine, to_template, warp)
+    voxel = (4, 7, 6)
+    point = affine[:3, :3] @ voxel + affine[:3, 3]
+    there = point + to_grid[(slice(None), *voxel)]
+    in_grid = (there - grid.affine[:3, 3]) / grid.spacing_mm
+    back = there + [ndimage.map_coordinates(part, in_grid[:, None], order=1)[0] for part in to_scan]
+    np.testing.assert_allclose(back, point, atol=0.1)
+
+
+def test_look_up_keeps_label_types_and_ends_where_the_field_ends(rng):
+    grid = Grid.mni(6.0)
+    labels = rng.integers(0, 400, grid.shape).astype(np.int16)
+    same = resampling.look_up(labels, grid.affine, grid.shape, grid.affine, order=0)
+    assert same.dtype == np.int16
+    np.testing.assert_array_equal(same, labels)
+    field = np.zeros((3, 3, 4, 5), dtype=np.float32)
+    field[0] = 6.0
+    moved = resampling.look_up(labels, grid.affine, grid.shape, grid.affine, order=0, displacement=(field, grid.affine))
+    np.testing.assert_array_equal(moved[:3, :4, :5], labels[1:4, :4, :5])
+    assert not moved[3:].any()
+    assert not moved[:, 4:].any()

@@ -62,3 +62,20 @@ def test_killed_run_ends_with_the_latents_of_an_undisturbed_one(
     assert done.returncode == 0, done.stderr
     assert (out / "latents.tsv").read_bytes() == (calm / "latents.tsv").read_bytes()
     assert (out / "findings/lrcp/table.tsv").read_bytes() == (calm / "findings/lrcp/table.tsv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_of_a_living_one_is_refused_and_after_its_death_goes_on(
+    simulated: Path, settings: Path, tmp_path: Path
+):
+    out = tmp_path / "out"
+    first = subprocess.Popen(_run(simulated, settings, out), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert first.stderr is not None
+    next(line for line in first.stderr if line.startswith("prepared ..."))
+    os.killpg(first.pid, signal.SIGSTOP)
+    second = subprocess.run(_run(simulated, settings, out), capture_output=True, text=True, check=False)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert second.returncode == 2
+    assert f"is in use by process {first.pid} on" in second.stderr
+    assert subprocess.run(_run(simulated, settings, out), capture_output=True, check=False).returncode == 0

@@ -100,7 +100,7 @@ def test_everything_says_simulated(dataset):
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"][0]["Name"] == "nilatent simulate"
     assert "SIMULATED" in (dataset / "README").read_text()
-    side_cars = sorted((dataset / "sub-001").rglob("*.json"))
+    side_cars = sorted((dataset / "sub-001").rglob("anat/*.json"))
     assert side_cars
     assert all(json.loads(path.read_text())["Simulated"] for path in side_cars)
 
@@ -125,3 +125,17 @@ def test_names_are_bids_labels_at_any_spacing():
     assert path == Path("out/sub-001/ses-02/anat") / name
     raw = scan_path(Path("out"), SimulationConfig(kind="t1"), "sub-001", "")
     assert raw == Path("out/sub-001/anat/sub-001_T1w.nii.gz")
+
+
+def test_tables_of_sessions_are_described_beside_each(dataset):
+    for subject in sorted(dataset.glob("sub-*")):
+        table = pd.read_csv(subject / f"{subject.name}_sessions.tsv", sep="\t")
+        described = json.loads((subject / f"{subject.name}_sessions.json").read_text())
+        assert list(table) == ["session_id", *described] == ["session_id", "age", "severity", "years"]
+
+
+def test_what_it_is_made_from_is_stated(dataset):
+    description = json.loads((dataset / "dataset_description.json").read_text())
+    assert description["SourceDatasets"][0]["DOI"] in (dataset / "README").read_text()
+    side_car = json.loads(next((dataset / "sub-001").rglob("*probseg.json")).read_text())
+    assert side_car["SpatialReference"] == description["SourceDatasets"][0]["URL"]

@@ -11,21 +11,43 @@ COLUMN_NAMES = {
     "scan_id": ("scan", ""),
     "dataset": ("data set", ""),
     "recipe": ("recipe", "t1: from a raw scan; gm: from a map that existed"),
-    "flags": ("stands out in", "Measures far from the other scans of its data set, by median absolute deviation"),
-    "template_correlation": ("template correlation", "Of the grey-matter map with the template's"),
+    "flags": (
+        "stands out in",
+        "Measures far from the other scans of its data set by median absolute deviation, or beyond an absolute limit",
+    ),
+    "farthest_z": ("farthest z", "Largest distance from the median of the data set on the bad side, in robust SD"),
+    "homogeneity": (
+        "homogeneity",
+        "Mean correlation of the grey-matter map with those of the other scans of its data set",
+    ),
+    "template_correlation": ("GM correlation", "Of the grey-matter map with the template's, at 4 mm"),
     "t1_correlation": ("T1 correlation", "Of the aligned brain with the template's"),
     "mask_dice": ("mask Dice", "Overlap of the aligned brain mask with the template's"),
     "outside_fraction": ("GM outside brain", "Share of the grey matter outside the template's brain mask"),
-    "gm_ml": ("GM (mL)", ""),
-    "wm_ml": ("WM (mL)", ""),
-    "csf_ml": ("CSF (mL)", ""),
+    "aligned_size": ("aligned size", "Volume of the brain mask after alignment by the template's; 1 when they agree"),
+    "gm_fraction": ("GM by brain", "Grey-matter volume by the volume of the brain mask"),
+    "wm_fraction": ("WM by brain", "White-matter volume by the volume of the brain mask"),
+    "image_quality": (
+        "image quality (%)",
+        "From noise to contrast and resolution, on the scale of CAT12's weighted image quality, with our noise estimate",
+    ),
+    "noise_to_contrast": ("noise to contrast", "Noise SD by the difference of white and grey"),
+    "tissue_contrast": ("tissue contrast", "White minus grey mean intensity, by white"),
+    "bias_range": ("bias range", "95th by 5th percentile of the bias field"),
+    "resolution_mm": ("resolution (mm)", "Root mean square of the voxel's sides"),
     "tiv_ml": ("brain mask (mL)", "Volume of the brain mask in the scan's own space"),
     "head_size_factor": ("head size factor", "Volume of the head relative to the template"),
-    "bias_range": ("bias range", "95th by 5th percentile of the bias field"),
+    "gm_ml": ("GM (mL)", "Grey-matter volume in the scan's own space"),
+    "wm_ml": ("WM (mL)", "White-matter volume in the scan's own space"),
+    "csf_ml": ("CSF (mL)", "Fluid volume inside the brain mask"),
     "noise_ratio": ("noise ratio", "Noise SD by mean white-matter intensity"),
-    "tissue_contrast": ("tissue contrast", "White minus grey mean intensity, by white"),
 }
 """Column of `quality.tsv` to its name on the page and in the figure, and its explanation."""
+
+WORST_FIRST = dict.fromkeys(
+    ("outside_fraction", "bias_range", "noise_to_contrast", "noise_ratio", "resolution_mm"), "high"
+)
+"""Measures whose highest values are looked at first; of the others the lowest."""
 
 STRIPS_PER_ROW = 3
 

@@ -8,14 +8,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from nilatent.provenance import atomic, hash_file, read_json, versions, write_json
+from nilatent.provenance import atomic, hash_file, read_json, write_json
 
 SPACE = "MNI152NLin2009aSym"
-BIDS_VERSION = "1.9.0"
-# Lists of the study that stand beside the scans and are no part of BIDS.
-NOT_BIDS = ("scans.tsv", "scans.json", "excluded.tsv", "quality.tsv", "quality.json", "provenance.json")
+# The page of the template itself: nothing that is read at run time.
+SPATIAL_REFERENCE = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
+# Values of the tissue labels; BIDS gives the same numbers to the same tissues.
+TISSUE_TABLE = """index\tname\tabbreviation
+0\tBackground\tBG
+1\tGray Matter\tGM
+2\tWhite Matter\tWM
+3\tCerebrospinal Fluid\tCSF
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +107,11 @@ class Place:
         """Tissue labels in the scan's own space."""
         return self.folder / f"{self.stem}_space-orig_dseg.nii.gz"
 
+    @property
+    def tissue_table(self) -> Path:
+        """What the tissue labels stand for."""
+        return self.folder / f"{self.stem}_space-orig_dseg.tsv"
+
     def transform(self, ending: str) -> Path:
         """A transform by the end of its name."""
         return self.folder / f"{self.stem}_{ending}"
@@ -123,12 +133,13 @@ def is_done(place: Place, key: str) -> bool:
     try:
         record = read_json(place.side_car)["nilatent"]
         outputs: Mapping[str, str] = record["Outputs"]
-        known = record["Key"]
-    except (ValueError, KeyError, TypeError):
+        files = {place.folder / name: digest for name, digest in outputs.items()}
+        return bool(record["Key"] == key) and all(
+            path.is_file() and hash_file(path) == digest for path, digest in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # Whatever a damaged side-car holds, its scan is done again.
         return False
-    return bool(known == key) and all(
-        (place.folder / name).is_file() and hash_file(place.folder / name) == digest for name, digest in outputs.items()
-    )
 
 
 def write_scan(
@@ -162,6 +173,7 @@ def write_scan(
             else:
                 nib.save(content, temporary)
     for path, (image, described) in images.items():
+        image.header.set_xyzt_units("mm")
         with atomic(path) as temporary:
             nib.save(image, temporary)
         if path != place.modelled:
@@ -175,25 +187,3 @@ def read_record(place: Place) -> dict[str, Any]:
     """What :func:`write_scan` kept under ``nilatent``."""
     record: dict[str, Any] = read_json(place.side_car)["nilatent"]
     return record
-
-
-def write_description(root: Path) -> None:
-    """Write ``dataset_description.json`` of a derivative, and what a BIDS validator should pass over."""
-    write_json(
-        root / "dataset_description.json",
-        {
-            "Name": "nilatent: prepared grey-matter maps",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "nilatent", "Version": versions().get("nilatent", "unknown")}],
-        },
-    )
-    with atomic(root / ".bidsignore") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in NOT_BIDS), encoding="ascii")
-
-
-def write_quality(folder: Path, table: pd.DataFrame, dictionary: Mapping[str, Any]) -> None:
-    """Write ``quality.tsv`` (a row per scan) and ``quality.json`` (what the columns mean)."""
-    with atomic(folder / "quality.tsv") as temporary:
-        table.to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
-    write_json(folder / "quality.json", {name: dictionary[name] for name in table.columns if name in dictionary})

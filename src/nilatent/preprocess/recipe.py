@@ -1,117 +1,42 @@
 """Recipes: from each scan of a cohort to a checked grey-matter map on one grid, side by side and in any number of runs."""
 
-import importlib.metadata
+import shutil
 import tempfile
+from collections.abc import Generator
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
-from nilatent.preprocess import derivative, quality, resampling, space, workers
-from nilatent.preprocess.gm import is_map, prepare_map
-from nilatent.preprocess.t1 import prepare_t1
-from nilatent.progress import track
-from nilatent.provenance import hash_values, versions
-from nilatent.volumes import Grid
+from nilatent.lock import locked
+from nilatent.preprocess import bids, cluster, derivative, homogeneity, quality, workers
+from nilatent.preprocess.config import RecipeConfig
+from nilatent.preprocess.gm import check_alike, is_map, modulation
+from nilatent.preprocess.job import RECIPE_VERSION, Job, engines, prepare_scan
+from nilatent.progress import follow
+from nilatent.provenance import hash_values
+from nilatent.tables import RESERVED
 
-RECIPES = ("auto", "t1", "gm")
-# Raised when the same settings give other numbers, so that maps of an older recipe are made again.
-RECIPE_VERSION = 2
-TARGETS = ("gm", "t1w")
-NORMALISATIONS = ("affine", "syn")
-FWHM_LIMIT_MM = 12.0
-TISSUE_NAMES = {"gm": "Grey-matter", "wm": "White-matter", "csf": "Cerebrospinal-fluid"}
-ENGINES = {"t1": ("antspyx", "deepbet", "nilearn"), "gm": ("nilearn",)}
+# Packages that shape the numbers, and so must be of one version wherever scans of one cohort are prepared.
+SHAPING = ("nilatent", "numpy", "scipy", "nibabel", "nilearn", "antspyx", "deepbet")
 COVARIATES = ("head_size_factor", "tiv_ml", "gm_ml", "wm_ml", "csf_ml")
 
 
-@dataclass(frozen=True)
-class RecipeConfig:
-    """How scans become maps.
-
-    Parameters
-    ----------
-    name : {"auto", "t1", "gm"}
-        ``"t1"``: raw T1 heads or stripped brains. ``"gm"``: grey-matter maps in MNI space. ``"auto"``: by file name, scan
-        by scan (``label-GM``, CAT12's ``mwp1``, SPM's ``mwc1`` are maps, all else is T1).
-    spacing_mm : float
-        Voxel size of the output, 1 to 6.
-    fwhm_mm : float
-        Gaussian smoothing of tissue maps in template space, 0 to 12; maps that were smoothed before are not smoothed again.
-    modulation : bool
-        Recipe ``"t1"``: multiply tissue maps by the volume change, so that volume is preserved. Maps that exist are taken
-        as they are.
-    normalisation : {"affine", "syn"}
-        Recipe ``"t1"``: how a brain is moved to the template; ``"syn"`` adds a symmetric diffeomorphic registration, as
-        VBM does, and takes longer.
-    target : {"gm", "t1w"}
-        The image that is modelled: the grey-matter map, or T1 intensities scaled to [0, 1] inside the brain. Recipe
-        ``"t1"`` writes both.
-    """
-
-    name: str = "auto"
-    spacing_mm: float = 4.0
-    fwhm_mm: float = 8.0
-    modulation: bool = True
-    normalisation: str = "affine"
-    target: str = "gm"
-
-    def __post_init__(self) -> None:
-        """Refuse settings out of range."""
-        if self.name not in RECIPES:
-            raise SettingError(f"recipe.name is one of {', '.join(RECIPES)}, got '{self.name}'.")
-        if self.normalisation not in NORMALISATIONS:
-            raise SettingError(
-                f"recipe.normalisation is one of {', '.join(NORMALISATIONS)}, got '{self.normalisation}'."
-            )
-        if self.target not in TARGETS:
-            raise SettingError(f"recipe.target is one of {', '.join(TARGETS)}, got '{self.target}'.")
-        if not 0 <= self.fwhm_mm <= FWHM_LIMIT_MM:
-            raise SettingError(
-                f"recipe.fwhm_mm is between 0 and {FWHM_LIMIT_MM:g}, got {self.fwhm_mm}. 8 is usual for VBM."
-            )
-        Grid.mni(self.spacing_mm)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan to prepare.
-
-    Parameters
-    ----------
-    scan_id : str
-        Row of the cohort.
-    path : Path
-        The image.
-    config : RecipeConfig
-        Settings; `name` is resolved to ``"t1"`` or ``"gm"``.
-    place : Place
-        Where the files go.
-    source : str
-        The image as the side-car names it, without the folder it lies in.
-    key : str
-        Hash of image, settings and versions; empty when the image could not be hashed.
-    scratch : Path
-        Folder for temporary files, removed by the parent process.
-    """
-
-    scan_id: str
-    path: Path
-    config: RecipeConfig
-    place: derivative.Place
-    source: str
-    key: str
-    scratch: Path
-
-
-def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1) -> Cohort:
+def prepare(
+    cohort: Cohort,
+    out: Path,
+    config: RecipeConfig,
+    *,
+    n_procs: int = 1,
+    scheduler: str = "",
+    tables: bool = True,
+) -> Cohort:
     """Grey-matter maps of every scan on one MNI grid, with the measures of each.
 
     Parameters
@@ -126,6 +51,13 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     n_procs : int
         Scans side by side: a process of one thread each for T1 scans, a thread each for maps that exist. The numbers do
         not depend on it.
+    scheduler : str
+        Address or scheduler file of a dask scheduler, whose workers do the scans instead, one at a time each. The numbers
+        do not depend on it either.
+    tables : bool
+        Write what is said of the cohort as a whole (``quality.tsv``) and keep the folder to ourselves meanwhile. False for
+        a part of a cohort: parts may then be prepared in one folder at the same time, and a last call for all of it
+        finds them done and writes the tables.
 
     Returns
     -------
@@ -136,7 +68,7 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     Raises
     ------
     SettingError
-        For fewer than one process.
+        For fewer than one process, a folder in which another process prepares, or a cluster that cannot be used.
     CohortError
         When two scans would be written to the same file.
     MissingExtraError
@@ -144,39 +76,92 @@ def prepare(cohort: Cohort, out: Path, config: RecipeConfig, *, n_procs: int = 1
     """
     if n_procs < 1:
         raise SettingError(f"n_procs is at least 1, got {n_procs}.")
-    out = Path(out)
-    with tempfile.TemporaryDirectory(prefix="nilatent-") as scratch:
-        jobs = _jobs(cohort, out, config, Path(scratch))
+    out = Path(out).absolute()
+    with locked(out, shared=not tables), tempfile.TemporaryDirectory(prefix="nilatent-") as scratch:
+        jobs = _jobs(cohort, out, config, None if scheduler else Path(scratch))
+        given = "all" if config.modulation else "none"
+        check_alike({job.scan_id: modulation(job.path) if job.config.name == "gm" else given for job in jobs})
         # First of all, so that maps of a run that was killed are known as ours too.
-        for root in {job.place.root for job in jobs} | {out}:
-            derivative.write_description(root)
+        _describe(jobs, out)
         todo = [job for job in jobs if not derivative.is_done(job.place, job.key)]
-        # The engines read their thread count when they are loaded, so they are never loaded into this process.
-        apart = any(job.config.name == "t1" for job in todo)
-        outcomes = workers.run_jobs(prepare_scan, todo, n_procs=n_procs, apart=apart)
-        tracked = track(outcomes, total=len(todo), label="prepare")
-        failures = {job.scan_id: _failure(job, error) for job, error in tracked if error is not None}
-    ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
-    prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
-    shown = ["dataset", "recipe", *(name for name in quality.MEASURES if name in prepared.scans), "quality_flags"]
-    table = prepared.scans[shown].rename(columns={"quality_flags": "flags"}).fillna({"flags": ""})
-    derivative.write_quality(out, table, prepared.columns | {"flags": prepared.columns["quality_flags"]})
+        with (
+            cluster.mark(out) as mark,
+            closing(_outcomes(todo, mark, n_procs=n_procs, scheduler=scheduler)) as outcomes,
+        ):
+            failed = follow(
+                outcomes,
+                total=len(todo),
+                kept=len(jobs) - len(todo),
+                label="prepare",
+                reason=lambda job, error: f"{job.scan_id}: {_failure(job, error)['reason']}",
+            )
+        failures = {job.scan_id: _failure(job, error) for job, error in failed}
+        ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
+        prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
+        if tables:
+            _write_tables(prepared, out)
+            _write_participants(cohort, jobs)
+        elif len(todo) > len(failures):
+            # Tables of the whole cohort that were written before say nothing of what was done now.
+            for name in (*bids.NOT_BIDS, "quality.html"):
+                (out / name).unlink(missing_ok=True)
+            shutil.rmtree(out / "quality", ignore_errors=True)
     return prepared
 
 
-def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path) -> list[Job]:
-    several = cohort.scans["dataset"].nunique() > 1
+def _outcomes(
+    todo: list[Job], mark: Path, *, n_procs: int, scheduler: str
+) -> Generator[tuple[Job, BaseException | None, float], None, None]:
+    if scheduler:
+        visible = (mark, *[job.path for job in todo if job.path.is_file()][:1])
+        demands = cluster.Demands(workers.ENVIRONMENT, "ants", cluster.installed(SHAPING), visible)
+        return cluster.run_on_cluster(prepare_scan, todo, scheduler=scheduler, demands=demands)
+    # The engines read their thread count when they are loaded, so they are never loaded into this process.
+    apart = any(job.config.name == "t1" for job in todo)
+    return workers.run_jobs(prepare_scan, todo, n_procs=n_procs, apart=apart)
+
+
+def _describe(jobs: list[Job], out: Path) -> None:
+    roots = {job.place.root for job in jobs}
+    for root in roots:
+        mine = [job for job in jobs if job.place.root == root]
+        found = {name: version for job in mine for name, version in engines(job.config.name).items()}
+        sources = {job.source.split(":")[1]: bids.bids_root(job.path) for job in mine}
+        bids.write_description(root, sources=sources, engines=found)
+    if out not in roots:
+        bids.write_study(out, sorted(root.name for root in roots))
+
+
+def _write_participants(cohort: Cohort, jobs: list[Job]) -> None:
+    ours = {*RESERVED, *quality.MEASURES, "recipe", "quality_flags"}
+    people = cohort.scans[[name for name in cohort.scans if name not in ours]]
+    for root in {job.place.root for job in jobs}:
+        mine = {job.scan_id: job.place for job in jobs if job.place.root == root}
+        named = {
+            "participant_id": [place.subject for place in mine.values()],
+            "session_id": [place.session for place in mine.values()],
+        }
+        bids.write_participants(root, people.loc[list(mine)].assign(**named), cohort.columns)
+
+
+def _write_tables(prepared: Cohort, out: Path) -> None:
+    shown = ["dataset", "recipe", *(name for name in quality.MEASURES if name in prepared.scans), "quality_flags"]
+    table = prepared.scans[shown].rename(columns={"quality_flags": "flags"}).fillna({"flags": ""})
+    bids.write_quality(out, table, prepared.columns | {"flags": prepared.columns["quality_flags"]})
+
+
+def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None) -> list[Job]:
     jobs = []
     for scan_id, row in cohort.scans.iterrows():
         path, dataset = Path(row["path"]), str(row["dataset"])
         name = config.name if config.name != "auto" else ("gm" if is_map(path) else "t1")
         settings = replace(config, name=name)
-        key = hash_values([row["sha256"], settings, RECIPE_VERSION, _engines(name)]) if row["sha256"] else ""
+        key = hash_values([row["sha256"], settings, RECIPE_VERSION, engines(name)]) if row["sha256"] else ""
         subject = str(row["subject_id"]).removeprefix(f"{dataset}_")
-        root = out / dataset if several else out
+        # By the name and not by the number of data sets, so that a part of the cohort goes where all of it would.
+        root = out / dataset if subject != row["subject_id"] else out
         place = _place(root, subject, str(row["session_id"]), settings)
-        first = next((i for i, part in enumerate(path.parts) if part.startswith("sub-")), len(path.parts) - 1)
-        source = f"bids:{dataset}:{'/'.join(path.parts[first:])}"
+        source = f"bids:{dataset}:{path.relative_to(bids.bids_root(path)).as_posix()}"
         jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch))
     targets: dict[Path, str] = {}
     for job in jobs:
@@ -195,28 +180,18 @@ def _place(root: Path, subject: str, session: str, config: RecipeConfig) -> deri
     return derivative.Place(root, subject, session, config.spacing_mm, config.target, made + smooth)
 
 
-@cache
-def _engines(recipe: str) -> dict[str, str]:
-    found = {"nilatent": versions().get("nilatent", "unknown")}
-    for name in ENGINES[recipe]:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            # The recipe itself will say what to install, if it comes to need it.
-            found[name] = "absent"
-    return found
-
-
 def _failure(job: Job, error: BaseException) -> dict[str, str]:
     if isinstance(error, MissingExtraError | SettingError):
         raise error
     if isinstance(error, ScanError):
-        rule, reason = error.rule, str(error)
+        # A step knows the array it was given, not the file.
+        named = str(job.path) in str(error)
+        rule, reason = error.rule, str(error) if named else f"{job.path}: {error}"
     elif isinstance(error, BrokenExecutor):
         rule = "worker survives"
         reason = (
-            f"{job.path}: the process that prepared it was ended from outside or by lack of memory, also when it ran alone. "
-            "Free memory, lower n_procs, or leave the scan out."
+            f"{job.path}: the process that prepared it was ended from outside or by lack of memory, also when it was tried "
+            "again. Free memory, lower n_procs, give the workers of the cluster more, or leave the scan out."
         )
     else:
         rule = "engine succeeds"
@@ -235,6 +210,7 @@ def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     scans["sha256"] = [records[job.scan_id]["Outputs"][job.place.modelled.name] for job in jobs]
     scans["recipe"] = [job.config.name for job in jobs]
     measured = pd.DataFrame([records[job.scan_id]["Measures"] for job in jobs], index=scans.index, dtype=float)
+    measured["homogeneity"] = homogeneity.homogeneity([job.place.map("gm") for job in jobs], scans["dataset"])
     for name in quality.MEASURES:
         if name in measured or name in COVARIATES:
             scans[name] = measured.get(name, np.nan)
@@ -257,71 +233,3 @@ def _dictionary(measures: list[str]) -> dict[str, Any]:
         unit, text, _ = quality.MEASURES[name]
         described[name] = {"Description": text} | ({"Units": unit} if unit else {})
     return described
-
-
-def prepare_scan(job: Job) -> None:
-    """Do one scan and write its files, the side-car last; a ``ScanError`` leaves nothing behind."""
-    config, grid = job.config, Grid.mni(job.config.spacing_mm)
-    scan = space.load_scan(job.path)
-    if config.name == "t1":
-        made = prepare_t1(
-            scan,
-            grid,
-            path=job.path,
-            work=job.scratch,
-            modulation=config.modulation,
-            normalisation=config.normalisation,
-        )
-    else:
-        made = prepare_map(scan, grid, path=job.path)
-    if config.target not in made.maps:
-        rule = "has the image to model"
-        raise ScanError(
-            f"{job.path}: rule '{rule}' is broken: a map has no T1 intensities. Give T1 scans, or set recipe.target to gm.",
-            rule=rule,
-        )
-    record = {
-        "Recipe": config,
-        "Engines": _engines(config.name),
-        "Measures": {name: value for name, value in made.measures.items() if np.isfinite(value)},
-        "ToTemplate": made.to_template,
-        "Scan": {
-            "StoredAxes": scan.stored_axes,
-            "StoredShape": scan.stored_shape,
-            "StoredAffine": scan.stored_affine,
-            "OrientedBy": scan.oriented_by,
-            "VoxelMm": scan.voxel_mm,
-        }
-        | made.notes,
-    }
-    transforms = {job.place.transform(ending): content for ending, content in made.transforms.items()}
-    derivative.write_scan(job.place, _images(job, made, scan, grid), transforms, key=job.key, record=record)
-
-
-def _images(
-    job: Job, made: derivative.Prepared, scan: space.Scan, grid: Grid
-) -> dict[Path, tuple[nib.Nifti1Image, dict[str, Any]]]:
-    """Every image of a scan with the BIDS fields of its side-car."""
-    on_grid = {
-        "Sources": [job.source],
-        "SpatialReference": derivative.SPACE,
-        "Resolution": f"{job.config.spacing_mm:g} mm isotropic",
-        "SkullStripped": True,
-    }
-    fwhm_mm = 0.0 if made.notes.get("SmoothedBefore") else job.config.fwhm_mm
-    images = {}
-    for name, values in made.maps.items():
-        if name == "t1w":
-            fields = on_grid | {"Description": "T1 intensities, percentiles 0.5 to 99.5 of the brain scaled to [0, 1]"}
-        else:
-            sum_means = ", modulated: its sum times the voxel volume is the volume in the subject's own space"
-            fields = on_grid | {
-                "Description": f"{TISSUE_NAMES[name]} map{sum_means if made.notes.get('Modulated') else ''}",
-                "SmoothingFWHM": made.notes.get("SmoothedBefore", fwhm_mm),
-            }
-            values = resampling.smooth(values, fwhm_mm=fwhm_mm, spacing_mm=grid.spacing_mm)
-        images[job.place.map(name)] = (grid.to_image(values), fields)
-    if made.tissues is not None:
-        fields = {"Sources": [job.source], "SpatialReference": "orig", "Description": "Most probable tissue"}
-        images[job.place.tissues] = (space.as_stored(made.tissues, scan), fields)
-    return images

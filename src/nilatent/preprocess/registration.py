@@ -1,51 +1,45 @@
-"""Registration: the affine from a brain to the template, and its form in files."""
+"""Registration: the affine from a brain to the template, by mutual information."""
 
-import tempfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from nilatent.extras import require
-from nilatent.volumes import Grid, average_to_grid
+from nilatent.volumes import Grid, template_array
 
-SPACING_MM = 2.0
-COPY_SIDE = 112
-FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-# A second start is tried when the first fit is worse than any good fit seen on real brains.
-GOOD_CORRELATION = 0.45
-START_TURNS_DEGREES = (-30.0, 30.0)
-# Transform, iterations, shrink factors and smoothing in voxels of the 2 mm copies.
-STAGES = (("Rigid", "200", "4", "2vox"), ("Affine", "200x100x20", "4x2x1", "2x1x0vox"))
+Floats = npt.NDArray[np.float64]
+Cost = Callable[[Floats], tuple[float, Floats]]
+
+SEARCH_MM, LEVEL_1_MM, LEVEL_2_MM = 6.0, 3.0, 2.0
+BINS = 32
+# Values above this percentile of a brain (vessels, remains of fat) share the last bin.
+TOP_PERCENTILE = 99.8
+# Turns and shears are counted in millimetres at this distance from the centre, so that all parameters weigh alike.
+ARM_MM = 60.0
+START_TURNS_DEGREES = (-30.0, 0.0, 30.0)
+N_REFINED = 3
+# A wider search follows when the first fit is worse than any good fit seen on real brains.
+GOOD_CORRELATION = 0.55
+N_REFINED_WIDE = 8
+# Slope of the mutual information per millimetre at which a fit counts as converged.
+COARSE_SLOPE, FINE_SLOPE = 1e-3, 1e-4
+_EMPTY = 1e-12
 
 
-def register_affine(
-    data: npt.NDArray[np.float32],
-    affine: npt.NDArray[np.float64],
-    fixed: npt.NDArray[np.float32],
-    weight: npt.NDArray[np.float32],
-    *,
-    grid: Grid,
-    work: Path,
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Affine from the subject to the template, brain to brain: rigid (6), then affine (12).
+def register_affine(brain: npt.NDArray[np.float32], affine: Floats) -> tuple[Floats, float]:
+    """Affine from the subject to the template, brain to brain: search, rigid (6), then affine (12).
 
     Parameters
     ----------
-    data : ndarray
-        (x, y, z) brain, skull-stripped and bias-corrected; background 0.
+    brain : ndarray
+        (x, y, z) skull-stripped and bias-corrected; background 0.
     affine : ndarray
         (4, 4) of the brain.
-    fixed : ndarray
-        (x, y, z) template T1, brain only, on the grid.
-    weight : ndarray
-        (x, y, z) template brain mask on the grid, in [0, 1], for the correlation.
-    grid : Grid
-        Of the template, about 2 mm.
-    work : Path
-        Folder for the engine's temporary files; the caller removes it.
 
     Returns
     -------
@@ -56,40 +50,92 @@ def register_affine(
 
     Notes
     -----
-    Mutual information, pyramid 8/4/2 mm on copies at 2 mm: the affine has twelve numbers, and more iterations at the
-    finest level move no point of the brain by more than a few hundredths of a millimetre. When the first fit is poor,
-    starts turned by 30 degrees about each axis are tried and the best is kept.
+    Starts have the centres of both brains together and are turned by up to 30 degrees about each axis; all are scored on
+    6 mm copies, the best are fitted. When none fits, the 24 ways to lay the axes of the scan are searched too. Mirrored
+    starts are not: the template is symmetric, so a mirrored brain would fit it as well as the true one.
+
+    References
+    ----------
+    Mattes et al. (2003). https://doi.org/10.1109/TMI.2003.809072
     """
-    # The copy's axes follow the world, so that the engine never sees an oblique header.
-    copy_grid = _grid_around(data, affine)
-    copy = average_to_grid(data, affine, copy_grid)
-    found = []
-    for start in _starts(_centre(copy, copy_grid.affine), _centre(fixed, grid.affine)):
-        to_template = _engine((fixed, grid), (copy, copy_grid), start=start, work=work)
-        moved = average_to_grid(copy, to_template @ copy_grid.affine, grid)
-        found.append((_correlation(moved, fixed, weight), to_template))
-        if found[-1][0] >= GOOD_CORRELATION:
-            break
-    correlation, best = max(found, key=lambda fit: fit[0])
-    return best, correlation
+    cost = _cost(*_copy(brain, affine, SEARCH_MM), SEARCH_MM)
+    turns = [
+        np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
+        for angles in product(START_TURNS_DEGREES, repeat=3)
+    ]
+    near = _search(cost, _starts(turns, brain, affine), n_refined=N_REFINED)
+    found, correlation = refine_affine(brain, affine, near[0], spacing_mm=LEVEL_1_MM)
+    if correlation >= GOOD_CORRELATION:
+        return found, correlation
+    laid = [turn @ axes for axes in Rotation.create_group("O").as_matrix() for turn in turns]
+    # On coarse copies a brain upside down fits nearly as well, so the finer copies decide.
+    wide = _search(cost, _starts(laid, brain, affine), n_refined=N_REFINED_WIDE)
+    fits = [refine_affine(brain, affine, start, spacing_mm=LEVEL_1_MM) for start in wide]
+    return max([(found, correlation), *fits], key=lambda fit: fit[1])
 
 
-def _centre(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def refine_affine(
+    brain: npt.NDArray[np.float32], affine: Floats, start: Floats, *, spacing_mm: float = LEVEL_2_MM
+) -> tuple[Floats, float]:
+    """The affine that fits best near a given one; parameters and result as :func:`register_affine`.
+
+    Parameters
+    ----------
+    brain : ndarray
+        (x, y, z) brain, background 0.
+    affine : ndarray
+        (4, 4) of the brain.
+    start : ndarray
+        (4, 4) subject to template, a few millimetres off at most.
+    spacing_mm : float
+        Of the copies that are compared.
+
+    Returns
+    -------
+    ndarray
+        (4, 4) subject to template.
+    float
+        Correlation with the template inside its mask.
+
+    Notes
+    -----
+    The points compared fill the whole grid, not the mask alone: inside the mask only, nothing holds the outline, and the
+    brains of the old swell until their ventricles fit.
+    """
+    copy, placed = _copy(brain, affine, spacing_mm)
+    found = _fit(_cost(copy, placed, spacing_mm), start, n_parameters=12, slope=FINE_SLOPE)
+    return found, _correlation(copy, placed, found, spacing_mm)
+
+
+def _copy(data: npt.NDArray[np.float32], affine: Floats, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Floats]:
+    """A copy with voxels of about a spacing (never finer than the image), smoothed first, and its affine."""
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    step = np.maximum(1.0, spacing_mm / voxel_mm)
+    # A width of one new voxel at half maximum; none where the voxel stays as it is.
+    sigma = np.sqrt(np.maximum(0.0, step**2 - 1)) / np.sqrt(8 * np.log(2))
+    smooth = ndimage.gaussian_filter(np.asarray(data, dtype=np.float32), sigma, mode="constant", truncate=3)
+    shape = tuple(int(np.ceil(side / by)) for side, by in zip(data.shape, step, strict=True))
+    copy = ndimage.affine_transform(
+        smooth, np.diag(step), step / 2 - 0.5, output_shape=shape, order=1, mode="grid-constant"
+    )
+    placed = affine.astype(np.float64)
+    placed[:3, 3] += placed[:3, :3] @ (step / 2 - 0.5)
+    placed[:3, :3] = placed[:3, :3] * step
+    return np.asarray(copy, dtype=np.float32), placed
+
+
+def _template_centre() -> Floats:
+    samples = _samples(SEARCH_MM)
+    return np.asarray(samples.points[:3, samples.inside].mean(axis=1))
+
+
+def _centre(data: npt.NDArray[np.float32], affine: Floats) -> Floats:
     return np.asarray(affine[:3, :3] @ np.argwhere(data > 0).mean(axis=0) + affine[:3, 3])
 
 
-def _grid_around(data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> Grid:
-    placed = np.diag([SPACING_MM] * 3 + [1.0])
-    placed[:3, 3] = _centre(data, affine) - SPACING_MM * (COPY_SIDE - 1) / 2
-    return Grid((COPY_SIDE,) * 3, placed)
-
-
-def _starts(of_scan: npt.NDArray[np.float64], of_template: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-    """Scan-to-template starts: the centres together, then the same turned about each axis."""
-    turns = [np.eye(3)]
-    turns += [
-        Rotation.from_euler(axis, turn, degrees=True).as_matrix() for axis in "xyz" for turn in START_TURNS_DEGREES
-    ]
+def _starts(turns: Sequence[Floats], brain: npt.NDArray[np.float32], affine: Floats) -> list[Floats]:
+    """Scan-to-template starts with the centres together."""
+    of_scan, of_template = _centre(brain, affine), _template_centre()
     starts = []
     for turn in turns:
         start = np.eye(4)
@@ -99,53 +145,166 @@ def _starts(of_scan: npt.NDArray[np.float64], of_template: npt.NDArray[np.float6
     return starts
 
 
-def _engine(
-    fixed: tuple[npt.NDArray[np.float32], Grid],
-    moving: tuple[npt.NDArray[np.float32], Grid],
-    *,
-    start: npt.NDArray[np.float64],
-    work: Path,
-) -> npt.NDArray[np.float64]:
-    ants = require("ants", extra="prepare")
-    images = [_to_ants(*fixed), _to_ants(*moving)]
-    names = [ants.internal.get_pointer_string(image) for image in images]
-    metric = ["--metric", f"MI[{names[0]},{names[1]},1,32,Regular,0.25]"]
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        initial = Path(folder) / "start.txt"
-        initial.write_text(itk_text(start), encoding="ascii")
-        command = ["--dimensionality", "3", "--initial-moving-transform", str(initial)]
-        for kind, steps, factors, sigmas in STAGES:
-            command += [*metric, "--transform", f"{kind}[0.1]", "--convergence", f"[{steps},1e-5,10]"]
-            command += ["--shrink-factors", factors, "--smoothing-sigmas", sigmas]
-        command += ["--output", f"{folder}/found_", "--collapse-output-transforms", "1", "--float", "1"]
-        command += ["--random-seed", "1", "--write-composite-transform", "0"]
-        # Given a list, antspyx hands it to antsRegistration as it is; both stages then run in one call, and seeded.
-        ants.registration(command, None)
-        matrix = _from_ants(ants.read_transform(f"{folder}/found_0GenericAffine.mat"))
-    return np.asarray(np.linalg.inv(matrix))
+def _search(cost: Cost, starts: Sequence[Floats], *, n_refined: int) -> list[Floats]:
+    """The affines that are reached from the best-scored starts, best first."""
+    scores = [cost(_inverse(start))[0] for start in starts]
+    fits = []
+    for row in np.argsort(scores, kind="stable")[:n_refined]:
+        rigid = _fit(cost, starts[row], n_parameters=6, slope=COARSE_SLOPE)
+        found = _fit(cost, rigid, n_parameters=12, slope=COARSE_SLOPE)
+        fits.append((cost(_inverse(found))[0], found))
+    return [found for _, found in sorted(fits, key=lambda fit: fit[0])]
 
 
-def _to_ants(data: npt.NDArray[np.float32], grid: Grid) -> Any:
-    # The engine counts millimetres towards left and posterior (LPS), a grid towards right and anterior (RAS).
-    ants = require("ants", extra="prepare")
-    origin = [float(value) for value in (FLIP @ grid.affine)[:3, 3]]
-    return ants.from_numpy(data, origin=origin, spacing=[grid.spacing_mm] * 3, direction=FLIP[:3, :3])
+def _fit(cost: Cost, start: Floats, *, n_parameters: int, slope: float) -> Floats:
+    """Affine of least cost near a start, by BFGS over 6 (rigid) or 12 parameters."""
+    centre, base = _template_centre(), _inverse(start)
+    steps = np.asarray(1e-3 * np.eye(n_parameters), dtype=np.float64)
+
+    def value_and_slope(parameters: Floats) -> tuple[float, Floats]:
+        value, by_entry = cost(base @ _matrix(parameters, centre))
+        slopes = [
+            ((base @ (_matrix(parameters + step, centre) - _matrix(parameters - step, centre)))[:3] * by_entry).sum()
+            / 2e-3
+            for step in steps
+        ]
+        return value, np.asarray(slopes)
+
+    # A first step of a few millimetres; without it BFGS spends its first evaluations on finding the scale.
+    options = {"gtol": slope, "maxiter": 100, "hess_inv0": 100.0 * np.eye(n_parameters)}
+    result = optimize.minimize(value_and_slope, np.zeros(n_parameters), jac=True, method="BFGS", options=options)
+    return _inverse(base @ _matrix(result.x, centre))
 
 
-def _from_ants(transform: Any) -> npt.NDArray[np.float64]:
-    parameters = np.asarray(transform.parameters, dtype=np.float64)
-    centre = np.asarray(transform.fixed_parameters, dtype=np.float64)
+def _inverse(matrix: Floats) -> Floats:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def _matrix(parameters: Floats, centre: Floats) -> Floats:
+    """(4, 4) of shifts (mm), turns, and, of 12 parameters, stretches and shears (mm at the arm) about a centre."""
+    linear = Rotation.from_rotvec(parameters[3:6] / ARM_MM).as_matrix()
+    if len(parameters) == 12:
+        a, b, c, d, e, f = parameters[6:] / ARM_MM
+        linear = linear @ (np.eye(3) + np.array([[a, d, e], [d, b, f], [e, f, c]]))
     matrix = np.eye(4)
-    matrix[:3, :3] = parameters[:9].reshape(3, 3)
-    matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
-    return _lps(matrix)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = centre - linear @ centre + parameters[:3]
+    return matrix
 
 
-def _lps(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(FLIP @ matrix @ FLIP)
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """The template at (4, point) homogeneous millimetres: (point,) values, and whether a point is in the brain."""
+
+    points: Floats
+    values: npt.NDArray[np.float32]
+    inside: npt.NDArray[np.bool_]
 
 
-def itk_text(to_template: npt.NDArray[np.float64]) -> str:
+@cache
+def _samples(spacing_mm: float) -> _Samples:
+    # Points lie at random in the voxels of the grid: were they on the nodes, the interpolation of two grids that meet
+    # would draw the fit to them. Coarse copies come from one fine template, since its averages are slow to make.
+    grid, fine = Grid.mni(spacing_mm), Grid.mni(LEVEL_2_MM)
+    voxels = np.indices(grid.shape).reshape(3, -1) + np.random.default_rng(0).uniform(
+        -0.5, 0.5, (3, np.prod(grid.shape))
+    )
+    points = np.concatenate([grid.affine[:3, :3] @ voxels + grid.affine[:3, 3:], np.ones((1, voxels.shape[1]))])
+
+    def at_points(name: str) -> npt.NDArray[np.float32]:
+        copy, placed = _copy(template_array(name, LEVEL_2_MM), fine.affine, spacing_mm)
+        there = (_inverse(placed) @ points)[:3]
+        return np.asarray(ndimage.map_coordinates(copy, there, order=1, mode="nearest"), dtype=np.float32)
+
+    return _Samples(points, at_points("t1"), at_points("mask") > 0.5)
+
+
+def _cost(moving: npt.NDArray[np.float32], affine: Floats, spacing_mm: float) -> Cost:
+    """Negative mutual information with the template as a function of the template-to-scan affine.
+
+    The function returns the value and its (3, 4) derivative by the entries of the matrix.
+    """
+    samples = _samples(spacing_mm)
+    points, bins = samples.points, np.rint(_scaled(samples.values)).astype(np.int64)
+    # A rim of background, so that points outside are looked up like any other.
+    padded = np.pad(_scaled(moving), 1)
+    to_voxel = _inverse(affine)
+    to_voxel[:3, 3] += 1
+
+    def cost(to_scan: Floats) -> tuple[float, Floats]:
+        values, slopes = _look_up(padded, (to_voxel @ to_scan)[:3] @ points)
+        information, by_value = _information(bins, values)
+        by_voxel = slopes * by_value
+        return -information, -(to_voxel[:3, :3].T @ (by_voxel @ points.T))
+
+    return cost
+
+
+def _scaled(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    top = np.percentile(values[values > 0], TOP_PERCENTILE)
+    return np.asarray(np.clip(values, 0, top) * ((BINS - 1) / top), dtype=np.float32)
+
+
+def _look_up(image: npt.NDArray[np.float32], voxels: Floats) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Linear interpolation at (3, point) voxel positions: (point,) values and their exact (3, point) derivatives."""
+    inside = np.clip(voxels, 0, np.asarray(image.shape)[:, None] - 1.001)
+    lower = inside.astype(np.int64)
+    x, y, z = (inside - lower).astype(np.float32)
+    along_x, along_y = image.shape[1] * image.shape[2], image.shape[2]
+    first = lower[0] * along_x + lower[1] * along_y + lower[2]
+    flat = image.ravel()
+    # Corner 011 is one voxel further along y and z.
+    c000, c001, c010, c011 = (flat[first + shift] for shift in (0, 1, along_y, along_y + 1))
+    c100, c101, c110, c111 = (flat[first + along_x + shift] for shift in (0, 1, along_y, along_y + 1))
+    d00, d01, d10, d11 = c001 - c000, c011 - c010, c101 - c100, c111 - c110
+    z00, z01, z10, z11 = c000 + z * d00, c010 + z * d01, c100 + z * d10, c110 + z * d11
+    y0, y1 = z00 + y * (z01 - z00), z10 + y * (z11 - z10)
+    by_z = (d00 + y * (d01 - d00)) * (1 - x) + (d10 + y * (d11 - d10)) * x
+    by_y = (z01 - z00) * (1 - x) + (z11 - z10) * x
+    return y0 + x * (y1 - y0), np.stack([y1 - y0, by_y, by_z])
+
+
+def _information(bins: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.float32]]:
+    """Mutual information (nat) of binned and of continuous values, and its (point,) derivative by the latter.
+
+    Parameters
+    ----------
+    bins : ndarray
+        (point,) in 0 to ``BINS - 1``.
+    values : ndarray
+        (point,) in 0 to ``BINS - 1``; each is spread over four bins by a cubic B-spline, so that the information is smooth.
+    """
+    width = BINS + 3
+    lower = values.astype(np.int64)
+    t = values - lower
+    r, t2 = 1 - t, t * t
+    first = bins * width + lower
+    w0, w1, w3 = r * r * r / 6, t2 * (t * 0.5 - 1) + np.float32(2 / 3), t2 * t / 6
+    weights = (w0, w1, 1 - w0 - w1 - w3, w3)
+    counts = sum(
+        (np.bincount(first + shift, weights=weight, minlength=BINS * width) for shift, weight in enumerate(weights)),
+        np.zeros(()),
+    )
+    joint = counts.reshape(BINS, width) / len(values)
+    of_fixed, of_moving = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
+    there = joint > _EMPTY
+    # The share of the fixed image does not change with the moving one, so its logarithm takes no part in the derivative.
+    log_ratio = np.where(there, np.log(np.where(there, joint, 1) / np.where(of_moving > 0, of_moving, 1)), 0.0)
+    information = float((joint * log_ratio).sum() - (of_fixed * np.log(np.where(of_fixed > 0, of_fixed, 1))).sum())
+    gain = log_ratio.ravel().astype(np.float32)
+    slope = -0.5 * r * r * gain[first] + (1.5 * t2 - 2 * t) * gain[first + 1]
+    slope += (t + 0.5 - 1.5 * t2) * gain[first + 2] + 0.5 * t2 * gain[first + 3]
+    return information, slope / np.float32(len(values))
+
+
+def _correlation(moving: npt.NDArray[np.float32], affine: Floats, to_template: Floats, spacing_mm: float) -> float:
+    samples = _samples(spacing_mm)
+    there = _inverse(to_template @ affine) @ samples.points[:, samples.inside]
+    moved = ndimage.map_coordinates(moving, there[:3], order=1)
+    return float(np.corrcoef(moved, samples.values[samples.inside])[0, 1])
+
+
+def itk_text(to_template: Floats) -> str:
     """The transform that moves the subject's image to the template, in ITK's text format.
 
     Parameters
@@ -159,14 +318,10 @@ def itk_text(to_template: npt.NDArray[np.float64]) -> str:
     str
         Content of a ``.txt`` transform for ANTs, ITK-SNAP and 3D Slicer.
     """
-    matrix = _lps(np.linalg.inv(np.asarray(to_template, dtype=np.float64)))
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    matrix = flip @ np.linalg.inv(np.asarray(to_template, dtype=np.float64)) @ flip
     numbers = " ".join(f"{value:.12g}" for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
     return (
         "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
         f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
     )
-
-
-def _correlation(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]) -> float:
-    inside = weight > 0.5
-    return float(np.corrcoef(one[inside], two[inside])[0, 1])

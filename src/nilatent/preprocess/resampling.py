@@ -1,5 +1,10 @@
 """Resampling: bring values from one space to another in one interpolation, and smooth them."""
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +13,27 @@ from scipy import ndimage
 from nilatent.volumes import Grid, average_to_grid
 
 FWHM_BY_SIGMA = float(np.sqrt(8 * np.log(2)))
+# Planes worked on at a time where every voxel has its own displacement, so that memory stays small.
+SLAB_PLANES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """A smooth, invertible mapping between affinely aligned brains and the template.
+
+    Parameters
+    ----------
+    forward : ndarray
+        (3, x, y, z) mm (RAS): the template point p belongs to the aligned point p + forward(p).
+    inverse : ndarray
+        (3, x, y, z) mm (RAS): the aligned point q belongs to the template point q + inverse(q).
+    grid : Grid
+        Of both.
+    """
+
+    forward: npt.NDArray[np.float32]
+    inverse: npt.NDArray[np.float32]
+    grid: Grid
 
 
 def box_around(
@@ -73,35 +99,231 @@ def resample(
     return np.asarray(moved / volume_change(to_grid) if modulate else moved, dtype=np.float32)
 
 
-def pull(
-    image: nib.Nifti1Image,
-    shape: tuple[int, ...],
+def resample_warped(
+    images: Sequence[npt.NDArray[np.float32]],
     affine: npt.NDArray[np.float64],
-    to_template: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float32]:
-    """A template image as the voxels of a scan see it, by linear interpolation.
+    grid: Grid,
+    *,
+    to_grid: npt.NDArray[np.float64],
+    warp: Warp,
+    modulate: Sequence[bool],
+) -> list[npt.NDArray[np.float32]]:
+    """Bring maps to the grid through affine and warp in one interpolation, as the mean over each grid voxel.
 
     Parameters
     ----------
-    image : Nifti1Image
-        In template space.
+    images : Sequence[ndarray]
+        (x, y, z) maps in one space.
+    affine : ndarray
+        (4, 4) of the maps.
+    grid : Grid
+        Target.
+    to_grid : ndarray
+        (4, 4) millimetres of the maps' space to millimetres of the affinely aligned space.
+    warp : Warp
+        From there to the template.
+    modulate : Sequence[bool]
+        For each map: multiply by the Jacobian of the whole mapping, so that sum x voxel volume is the same before and
+        after (Good et al. 2001), or leave the values their meaning.
+
+    Returns
+    -------
+    list[ndarray]
+        (x, y, z) float32 each.
+
+    References
+    ----------
+    Good et al. (2001). https://doi.org/10.1006/nimg.2001.0786
+    """
+    n_sub = max(1, math.ceil(grid.spacing_mm / np.linalg.norm(affine[:3, :3], axis=0).min() - 1e-6))
+    to_voxel = np.linalg.inv(to_grid @ affine)
+    change = volume_change_of(warp) / volume_change(to_grid)
+    moved = [np.empty(grid.shape, dtype=np.float32) for _ in images]
+    for first in range(0, grid.shape[0], SLAB_PLANES):
+        planes = slice(first, min(first + SLAB_PLANES, grid.shape[0]))
+        shape = (planes.stop - planes.start, *grid.shape[1:])
+        fine = grid.affine.copy()
+        fine[:3, :3] /= n_sub
+        fine[:3, 3] += grid.spacing_mm * (np.array([first, 0, 0]) + 0.5 / n_sub - 0.5)
+        fine_shape = tuple(side * n_sub for side in shape)
+        by_warp = np.linalg.inv(warp.grid.affine) @ fine
+        points = _points(fine_shape, fine) + np.stack([_refined(part, by_warp, fine_shape) for part in warp.forward])
+        voxels = _through(to_voxel, points)
+        jacobian = _refined(change, by_warp, fine_shape)
+        for image, out, keeps_volume in zip(images, moved, modulate, strict=True):
+            values = ndimage.map_coordinates(image, voxels, order=1, mode="grid-constant", output=np.float32)
+            if keeps_volume:
+                values *= jacobian
+            blocks = values.reshape(shape[0], n_sub, shape[1], n_sub, shape[2], n_sub)
+            out[planes] = blocks.mean(axis=(1, 3, 5))
+    return moved
+
+
+def volume_change_of(warp: Warp) -> npt.NDArray[np.float32]:
+    """Jacobian determinant of the forward warp, volume in the aligned space by volume in the template; (x, y, z)."""
+    slopes = np.stack([np.stack(np.gradient(part, warp.grid.spacing_mm)) for part in warp.forward])
+    slopes += np.eye(3, dtype=slopes.dtype)[:, :, None, None, None]
+    return np.asarray(np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1))), dtype=np.float32)
+
+
+def _refined(
+    part: npt.NDArray[np.float32], to_part: npt.NDArray[np.float64], shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    moved = ndimage.affine_transform(part, to_part[:3, :3], to_part[:3, 3], output_shape=shape, order=1, mode="nearest")
+    return np.asarray(moved, dtype=np.float32)
+
+
+def _points(shape: tuple[int, ...], affine: npt.NDArray[np.float64], first: int = 0) -> npt.NDArray[np.float64]:
+    """(3, x, y, z) millimetres of every voxel, of which the first plane counts as `first`."""
+    voxels = np.indices(shape, dtype=np.float64)
+    voxels[0] += first
+    return _through(affine, voxels)
+
+
+def _through(matrix: npt.NDArray[np.floating[Any]], points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    moved = np.einsum("ij,j...->i...", matrix[:3, :3], points)
+    moved += matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))
+    return np.asarray(moved)
+
+
+def pull(
+    images: Sequence[nib.Nifti1Image],
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    to_template: npt.NDArray[np.float64],
+    *,
+    warp: Warp | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """Template images as the voxels of a scan see them, by linear interpolation.
+
+    Parameters
+    ----------
+    images : Sequence[Nifti1Image]
+        In template space, all on one grid.
     shape : tuple[int, int, int]
         Voxels of the scan.
     affine : ndarray
         (4, 4) of the scan.
     to_template : ndarray
         (4, 4) millimetres of the scan to millimetres of the template.
+    warp : Warp, optional
+        Goes on from there.
+
+    Returns
+    -------
+    list[ndarray]
+        (x, y, z) float32 in the scan's space; 0 outside the image.
+    """
+    arrays = [np.asarray(image.get_fdata(dtype=np.float32)) for image in images]
+    to_image = np.linalg.inv(images[0].affine)
+    if warp is None:
+        there = to_image @ to_template @ affine
+        return [
+            np.asarray(ndimage.affine_transform(array, there[:3, :3], there[:3, 3], output_shape=shape, order=1))
+            for array in arrays
+        ]
+    moved = [np.empty(shape, dtype=np.float32) for _ in images]
+    for planes, points in _template_points(shape, affine, to_template, warp):
+        voxels = _through(to_image, points)
+        for array, out in zip(arrays, moved, strict=True):
+            out[planes] = ndimage.map_coordinates(array, voxels, order=1)
+    return moved
+
+
+def _template_points(
+    shape: tuple[int, ...], affine: npt.NDArray[np.float64], to_template: npt.NDArray[np.float64], warp: Warp
+) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """Where the voxels of a scan lie in the template, in (3, plane, y, z) millimetres, some planes at a time."""
+    to_warp = np.linalg.inv(warp.grid.affine)
+    for first in range(0, shape[0], SLAB_PLANES):
+        planes = slice(first, min(first + SLAB_PLANES, shape[0]))
+        aligned = _points((planes.stop - first, *shape[1:]), to_template @ affine, first)
+        voxels = _through(to_warp, aligned)
+        for axis, part in enumerate(warp.inverse):
+            aligned[axis] += ndimage.map_coordinates(part, voxels, order=1, mode="nearest")
+        yield planes, aligned
+
+
+def displacements(
+    shape: tuple[int, ...], affine: npt.NDArray[np.float64], to_template: npt.NDArray[np.float64], warp: Warp
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Affine and warp as one displacement field in each direction.
+
+    Parameters
+    ----------
+    shape : tuple[int, int, int]
+        Voxels of the field in the scan's space.
+    affine : ndarray
+        (4, 4) of that field.
+    to_template : ndarray
+        (4, 4) millimetres of the scan to millimetres of the affinely aligned space.
+    warp : Warp
+        From there to the template.
 
     Returns
     -------
     ndarray
-        (x, y, z) float32 in the scan's space; 0 outside the image.
+        (3, x, y, z) mm (RAS) on the warp's grid: from each point of the template to its point of the scan.
+    ndarray
+        (3, x, y, z) mm (RAS): from each point of the scan to its point of the template.
     """
-    there = np.linalg.inv(image.affine) @ to_template @ affine
-    moved = ndimage.affine_transform(
-        image.get_fdata(dtype=np.float32), there[:3, :3], there[:3, 3], output_shape=shape, order=1
-    )
-    return np.asarray(moved, dtype=np.float32)
+    nodes = _points(warp.grid.shape, warp.grid.affine)
+    to_scan = _through(np.linalg.inv(to_template), nodes + warp.forward) - nodes
+    out = np.empty((3, *shape), dtype=np.float32)
+    for planes, points in _template_points(shape, affine, to_template, warp):
+        out[:, planes] = points - _points((planes.stop - planes.start, *shape[1:]), affine, planes.start)
+    return to_scan.astype(np.float32), out
+
+
+def look_up(
+    array: npt.NDArray[Any],
+    array_affine: npt.NDArray[np.float64],
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    *,
+    order: int,
+    displacement: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]] | None = None,
+) -> npt.NDArray[Any]:
+    """Values of an image at the voxels of another grid of any orientation.
+
+    Parameters
+    ----------
+    array : ndarray
+        (x, y, z) image.
+    array_affine : ndarray
+        (4, 4) of the image.
+    shape : tuple[int, int, int]
+        Voxels of the other grid.
+    affine : ndarray
+        (4, 4) of the other grid, in the space of the image or, with a displacement, of the displacement.
+    order : {0, 1}
+        Nearest voxel, of the image's data type; or linear, float32.
+    displacement : tuple[ndarray, ndarray], optional
+        (3, x, y, z) mm field from the space of the other grid to that of the image, and its affine. There is nothing
+        where the field ends.
+
+    Returns
+    -------
+    ndarray
+        0 outside the image.
+    """
+    dtype = array.dtype if order == 0 else np.float32
+    out = np.zeros(shape, dtype=dtype)
+    to_array = np.linalg.inv(array_affine)
+    for first in range(0, shape[0], SLAB_PLANES):
+        planes = slice(first, min(first + SLAB_PLANES, shape[0]))
+        points = _points((planes.stop - first, *shape[1:]), affine, first)
+        known = None
+        if displacement is not None:
+            field, field_affine = displacement
+            voxels = _through(np.linalg.inv(field_affine), points)
+            ends = np.asarray(field.shape[1:]).reshape(3, 1, 1, 1) - 0.5
+            known = ((voxels > -0.5) & (voxels < ends)).all(axis=0)
+            for axis, part in enumerate(field):
+                points[axis] += ndimage.map_coordinates(part, voxels, order=1, mode="nearest")
+        values = ndimage.map_coordinates(array, _through(to_array, points), order=order, output=dtype)
+        out[planes] = values if known is None else np.where(known, values, 0)
+    return out
 
 
 def share_inside(

@@ -1,19 +1,25 @@
 """Recipe t1: from a raw T1-weighted head, or a stripped brain, to tissue maps and intensities in MNI space."""
 
 import tempfile
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from nilatent.errors import ScanError
-from nilatent.preprocess import intensity, quality, registration, resampling, tissue
+from nilatent.preprocess import intensity, quality, registration, resampling, tissue, warping
 from nilatent.preprocess.derivative import SPACE, Prepared
 from nilatent.preprocess.space import Scan
 from nilatent.volumes import Grid, template, template_array
 
 BRAIN_ML = (600.0, 2300.0)
 CROP_MARGIN_MM = 8.0
+# On whole heads a mask cut at this distance from the template brain loses at most 0.2 ml of true brain; at 3 mm, 20 ml.
+STRIP_MARGIN_MM = 7.0
 # Well below any rightly placed brain, well above one that lies somewhere else.
 MIN_T1_CORRELATION = 0.3
 TISSUES = ("gm", "wm", "csf")
@@ -57,28 +63,26 @@ def prepare_t1(
     mask, head = whole[box], np.ascontiguousarray(scan.data[box])
     field = intensity.bias_field(head, mask, scan.voxel_mm)
     brain = np.where(mask, head / field, 0).astype(np.float32)
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        to_template, t1_correlation = registration.register_affine(
-            brain,
-            affine,
-            template_array("t1", registration.SPACING_MM),
-            template_array("mask", registration.SPACING_MM),
-            grid=Grid.mni(registration.SPACING_MM),
-            work=Path(scratch),
+    start, _ = registration.register_affine(brain, affine)
+    if not stripped:
+        # A mask that came with the scan was someone's choice and stays.
+        mask = _refined_mask(mask, affine, start)
+        brain = np.where(mask, brain, 0).astype(np.float32)
+    to_template, t1_correlation = registration.refine_affine(brain, affine, start)
+    if t1_correlation < MIN_T1_CORRELATION:
+        value = (
+            f"aligned, it correlates {t1_correlation:.2f} with the template, at least {MIN_T1_CORRELATION} is needed"
         )
-        if t1_correlation < MIN_T1_CORRELATION:
-            value = f"aligned, it correlates {t1_correlation:.2f} with the template, at least {MIN_T1_CORRELATION} is needed"
-            step = "Look at the scan: orientation, cuts, lesions or contrast."
-            raise _broken(path, "aligns with the template", value, step)
-        priors = [resampling.pull(template(name), brain.shape, affine, to_template) for name in TISSUES]
-        parts = tissue.segment(brain, mask, priors, scan.voxel_mm, work=Path(scratch))
-    maps = {
-        name: resampling.resample(part, affine, grid, to_grid=to_template, modulate=modulation)
-        for name, part in zip(TISSUES, parts, strict=True)
-    }
-    scaled = intensity.scale_percentiles(brain, mask)
-    maps["t1w"] = resampling.resample(scaled, affine, grid, to_grid=to_template, modulate=False)
-    aligned = resampling.resample(mask.astype(np.float32), affine, grid, to_grid=to_template, modulate=False)
+        step = "Look at the scan: orientation, cuts, lesions or contrast."
+        raise _broken(path, "aligns with the template", value, step)
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        warp = _warp(brain, affine, to_template, work=Path(scratch)) if normalisation == "syn" else None
+        priors = resampling.pull([template(name) for name in TISSUES], brain.shape, affine, to_template, warp=warp)
+        parts = tissue.segment(brain, mask, priors, scan.voxel_mm)
+    images = dict(zip(TISSUES, parts, strict=True)) | {"t1w": intensity.scale_percentiles(brain, mask)}
+    images["mask"] = mask.astype(np.float32)
+    maps = _on_grid(images, affine, grid, to_template, warp=warp, modulation=modulation)
+    aligned = maps.pop("mask")
     contrast, white = quality.tissue_contrast(brain, parts[0], parts[1])
     volumes = {
         f"{name}_ml": float(part.sum(dtype=np.float64)) * scan.voxel_ml
@@ -97,11 +101,85 @@ def prepare_t1(
     notes = {
         "StrippedBefore": stripped,
         "BrainExtraction": "none" if stripped else "deepbet",
+        "BrainExtractionCutMl": float(whole.sum() - mask.sum()) * scan.voxel_ml,
         "Modulated": modulation,
         "Normalisation": normalisation,
     }
-    transforms = {f"from-T1w_to-{SPACE}_mode-image_xfm.txt": registration.itk_text(to_template)}
+    transforms = _transforms(brain.shape, affine, to_template, warp)
     return Prepared(maps, to_template, measures, notes, transforms, _labels(parts, mask, box, scan.data.shape))
+
+
+def _refined_mask(
+    mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64], to_template: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """The mask without what lies far outside the template brain (eyes, neck, dura), its holes filled."""
+    near = resampling.pull([_near_template()], mask.shape, affine, to_template)[0] > 0.5
+    return np.asarray(ndimage.binary_fill_holes(mask & near))
+
+
+@cache
+def _near_template() -> nib.Nifti1Image:
+    whole = template("mask")
+    coarse = whole.slicer[::2, ::2, ::2]
+    away_mm = ndimage.distance_transform_edt(np.asarray(coarse.dataobj) < 0.5, sampling=coarse.header.get_zooms())
+    return nib.Nifti1Image((away_mm <= STRIP_MARGIN_MM).astype(np.float32), coarse.affine)
+
+
+def _warp(
+    brain: npt.NDArray[np.float32],
+    affine: npt.NDArray[np.float64],
+    to_template: npt.NDArray[np.float64],
+    *,
+    work: Path,
+) -> resampling.Warp:
+    grid = Grid.mni(warping.SPACING_MM)
+    aligned = resampling.resample(brain, affine, grid, to_grid=to_template, modulate=False)
+    return resampling.Warp(*warping.register_syn(aligned, work=work), grid)
+
+
+def _on_grid(
+    images: Mapping[str, npt.NDArray[np.float32]],
+    affine: npt.NDArray[np.float64],
+    grid: Grid,
+    to_template: npt.NDArray[np.float64],
+    *,
+    warp: resampling.Warp | None,
+    modulation: bool,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Every image on the grid in one interpolation; tissues keep their volume when modulated."""
+    modulated = [modulation and name in TISSUES for name in images]
+    if warp is not None:
+        moved = resampling.resample_warped(
+            list(images.values()), affine, grid, to_grid=to_template, warp=warp, modulate=modulated
+        )
+        return dict(zip(images, moved, strict=True))
+    return {
+        name: resampling.resample(image, affine, grid, to_grid=to_template, modulate=keeps_volume)
+        for (name, image), keeps_volume in zip(images.items(), modulated, strict=True)
+    }
+
+
+def _transforms(
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    to_template: npt.NDArray[np.float64],
+    warp: resampling.Warp | None,
+) -> dict[str, str | nib.Nifti1Image]:
+    """Both directions, by the end of their file names."""
+    there, back = f"from-T1w_to-{SPACE}_mode-image_xfm", f"from-{SPACE}_to-T1w_mode-image_xfm"
+    if warp is None:
+        backward = np.asarray(np.linalg.inv(to_template), dtype=np.float64)
+        return {f"{there}.txt": registration.itk_text(to_template), f"{back}.txt": registration.itk_text(backward)}
+    # The way back has a field over the brain and its margin, about as coarse as the warp itself.
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    step = np.maximum(1.0, warping.SPACING_MM / voxel_mm)
+    coarse_shape = tuple(int(np.ceil((side - 1) / by)) + 1 for side, by in zip(shape, step, strict=True))
+    coarse = affine @ np.diag([*step, 1.0])
+    forward, inverse = resampling.displacements(coarse_shape, coarse, to_template, warp)
+    return {
+        f"{there}.nii.gz": warping.itk_field(forward, warp.grid.affine),
+        f"{back}.nii.gz": warping.itk_field(inverse, coarse),
+    }
 
 
 def _labels(

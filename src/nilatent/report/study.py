@@ -254,7 +254,7 @@ def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
 
 
 def quality_section(run: Run) -> page.Section:
-    """How the prepared scans look, and which stand out."""
+    """How the prepared scans look, which stand out, and where the page with their slices is."""
     title, lead = "Preparation", "What preparation made of every scan, and which scans stand out from the rest."
     if run.quality.empty:
         return page.Section(title, "preparation", lead, not_run="this run holds no prepared scans")
@@ -264,13 +264,18 @@ def quality_section(run: Run) -> page.Section:
         caption="Every prepared scan on every measure; scans that stand out are marked.",
         alternative="One strip per quality measure with one dot per scan. The table below gives the numbers.",
     )
+    folder = run.folder / "prepared"
+    found = read_finding(folder / "quality") if (folder / "quality" / "finding.json").is_file() else None
     return page.Section(
         title,
         "preparation",
         lead,
+        question=found.question if found is not None else "",
+        answer=found.answer if found is not None else "",
         pictures=(drawn,),
         sheets=(page.sheet(run.quality, "Quality of every prepared scan.", names=quality_plot.COLUMN_NAMES),),
-        files=("prepared/quality.tsv",),
+        caveats=found.caveats if found is not None else (),
+        files=(*(["prepared/quality.html"] if (folder / "quality.html").is_file() else []), "prepared/quality.tsv"),
     )
 
 

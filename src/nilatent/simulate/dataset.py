@@ -18,14 +18,18 @@ from nilatent.simulate.head import Head, base_head, head_images
 from nilatent.simulate.memory import template_ml, truth_maps, truth_regions
 from nilatent.simulate.people import GM_LOST_PER_YEAR, GM_WOMEN_OVER_MEN, Visit, draw_people, visits_of_people
 
-BIDS_VERSION = "1.9.0"
+BIDS_VERSION = "1.11.1"
 SPACE = "MNI152NLin2009aSym"
+# The page of the template itself: nothing that is read at run time.
+TEMPLATE_URL = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
+TEMPLATE_DOI = "10.1016/j.neuroimage.2010.07.033"
+ATLAS_DOI = "10.1016/j.neuroimage.2015.07.075"
 RECORD = "simulation.json"
 # Raised whenever the same settings give other bytes, so that scans of two versions never mix in one folder.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 COLUMNS: dict[str, dict[str, Any]] = {
-    "age": {"Description": "Simulated age (at the first session in participants.tsv)", "Units": "years"},
+    "age": {"Description": "Simulated age (at the first session in participants.tsv)", "Units": "year"},
     "sex": {"Description": "Simulated sex", "Levels": {"F": "female", "M": "male"}},
     "site": {"Description": "Simulated scanner"},
     "group": {
@@ -34,7 +38,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "severity": {"Description": "Simulated score like the Mini-Mental State Examination, 0 to 30; low is severe"},
     "intracranial_ml": {"Description": "Simulated volume inside the skull", "Units": "ml"},
-    "years": {"Description": "Time since the first session", "Units": "years"},
+    "years": {"Description": "Time since the first session", "Units": "year"},
 }
 OF_PERSON = ["age", "sex", "site", "group", "severity", "intracranial_ml"]
 OF_SESSION = ["age", "severity", "years"]
@@ -188,6 +192,7 @@ def _scan_metadata(config: SimulationConfig) -> dict[str, Any]:
         "Simulated": True,
         "Description": "Simulated grey matter, modulated: head size and local volume are kept, sums are volumes",
         "SkullStripped": True,
+        "SpatialReference": TEMPLATE_URL,
         "Resolution": f"{config.spacing_mm:g} mm isotropic",
         "Units": "fraction of the voxel, in template millimetres",
     }
@@ -200,15 +205,23 @@ def _write_tables(out: Path, config: SimulationConfig, scans: pd.DataFrame) -> N
     if config.n_sessions > 1:
         for subject, rows in scans.groupby("subject_id"):
             table = rows.set_index("session_id")[OF_SESSION]
-            _write_tsv(table, out / str(subject) / f"{subject}_sessions.tsv", index="session_id")
-        write_json(out / "sessions.json", {name: COLUMNS[name] for name in OF_SESSION})
+            stem = out / str(subject) / f"{subject}_sessions"
+            _write_tsv(table, stem.with_suffix(".tsv"), index="session_id")
+            write_json(stem.with_suffix(".json"), {name: COLUMNS[name] for name in OF_SESSION})
+    _write_description(out, config)
+
+
+def _write_description(out: Path, config: SimulationConfig) -> None:
     derived = config.kind == "gm"
     generator = {"Name": "nilatent simulate", "Version": versions().get("nilatent", "unknown")}
     description = {
         "Name": "Simulated cohort with planted truth (nilatent simulate)",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative" if derived else "raw",
+        "Authors": ["The nilatent developers"],
         "GeneratedBy": [generator],
+        "SourceDatasets": [{"DOI": TEMPLATE_DOI, "URL": TEMPLATE_URL}],
+        "ReferencesAndLinks": [f"https://doi.org/{doi}" for doi in (TEMPLATE_DOI, ATLAS_DOI)],
         "Simulated": True,
     }
     write_json(out / "dataset_description.json", description)
