@@ -8,7 +8,7 @@ from nilatent.cohort import Cohort
 from nilatent.config import read_config
 from nilatent.errors import SettingError
 from nilatent.pipeline import River, check_names
-from nilatent.volumes import Grid, brain_mask, template
+from nilatent.volumes import Grid, brain_mask, template, volumes_in_memory
 
 
 def test_unknown_stage_or_analysis_is_refused():
@@ -16,6 +16,22 @@ def test_unknown_stage_or_analysis_is_refused():
         check_names("report", ["lrpc"])
     with pytest.raises(SettingError, match="model, latents, findings, report"):
         check_names("reprot", [])
+
+
+def test_remedies_are_taken_only_when_asked_for(tmp_path, rng):
+    scans = pd.DataFrame({"subject_id": [f"sub-{i}" for i in range(24)], "dataset": "one"}).rename_axis("scan_id")
+    scans.index = pd.Index(scans["subject_id"], name="scan_id")
+    grid = Grid((15, 17, 13), np.diag([4.0, 4.0, 4.0, 1.0]))
+    mask = np.ones(grid.shape, dtype=bool)
+    volumes = volumes_in_memory(rng.random((24, *grid.shape)), mask=mask, grid=grid, scans=scans)
+    parts = scans.assign(part=["train"] * 14 + ["validation"] * 5 + ["test"] * 5)
+    asked = {"model.n_latent": 2, "model.channels": [4, 8], "training.n_epochs": 1}
+    for remedy in (False, True, False):
+        river = River(tmp_path / "run", read_config(overrides=asked | ({"remedy": True} if remedy else {})))
+        river.hashes |= {"volumes": "some", "split": "some"}
+        river.model(volumes, parts)
+        assert (river.out / "model" / "attempts.json").is_file() == remedy
+        assert (river.out / "model" / "weights.safetensors").is_file()
 
 
 def test_regions_hold_grey_matter_when_t1_intensities_are_modelled(tmp_path, rng):

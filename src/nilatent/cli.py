@@ -1,6 +1,7 @@
 """The command line: each command reads nouns from disk, calls one public function and writes the noun back."""
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +135,10 @@ def run(
     column: Annotated[list[str] | None, typer.Option(help="Our name of a column = the source's: sex=gender.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
     seed: Seed = None,
+    remedy: Annotated[
+        bool,
+        typer.Option("--remedy", help="Train again, at most thrice, with what the diagnosis of a failure advises."),
+    ] = False,
     n_procs: Procs = 0,
     dask: Dask = "",
 ) -> None:
@@ -143,7 +148,7 @@ def run(
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river
 
-    settings = read_config(config, preset=preset.value, overrides=overrides)
+    settings = read_config(config, preset=preset.value, overrides=overrides | ({"remedy": True} if remedy else {}))
     outcome = run_river(sources, out, settings, n_procs=processes, scheduler=dask)
     typer.echo(str(outcome.report))
     _close(outcome.n_scans, outcome.excluded)
@@ -277,6 +282,35 @@ def _again(folder: Path, *, until: str, only: list[str] | None = None) -> None:
     from nilatent.pipeline import run as run_river
 
     run_river([], folder, read_config(folder / "study.toml"), until=until, only=only or [])
+
+
+@app.command()
+def native(
+    folder: Annotated[Path, typer.Argument(help="Folder that `nilatent run` or `nilatent prepare` filled.")],
+    image: Annotated[Path, typer.Argument(help="Map in template space, such as findings/lrcp/p_joint.nii.gz.")],
+    out: Out,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Whole numbers such as atlas labels: nearest voxel.")
+    ] = False,
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
+    ] = None,
+    session_label: Annotated[
+        list[str] | None, typer.Option(help="Only these sessions, with or without ses-; several likewise.")
+    ] = None,
+) -> None:
+    """Write a map back in each subject's own space: on the voxels, and with the orientation, of the original scan."""
+    subjects, sessions = _labels(participant_label), _labels(session_label)
+    from nilatent.cohort import load_cohort, select
+    from nilatent.preprocess.native import write_native
+
+    of_run = (folder / "prepared" / "scans.tsv").is_file()
+    prepared = select(load_cohort(folder / "prepared" if of_run else folder), subjects, sessions=sessions)
+    originals = load_cohort(folder / "cohort") if of_run else None
+    prepared = replace(prepared, excluded=prepared.excluded.iloc[:0])
+    done = write_native(prepared, image, out, labels=labels, originals=originals)
+    typer.echo(str(out))
+    _close(len(done.scans), done.excluded)
 
 
 @app.command()

@@ -93,10 +93,13 @@ class RunConfig:
         Seed of everything that draws.
     n_latent_auto : bool
         Whether the number of latents follows the number of training scans: one per four, at most 32.
+    remedy : bool
+        Whether a training whose diagnosis finds a known failure starts again with the change it advises, at most thrice.
     """
 
     seed: int = 0
     n_latent_auto: bool = True
+    remedy: bool = False
     study: StudyConfig = field(default_factory=StudyConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

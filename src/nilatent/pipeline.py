@@ -30,7 +30,9 @@ from nilatent.report.quality import build as build_quality
 from nilatent.simulate import SimulationConfig, simulate
 from nilatent.study import check_study, listed_exclusions, nearest, stratified
 from nilatent.training.checkpoint import load_model
+from nilatent.training.cost import cost_of
 from nilatent.training.loop import train
+from nilatent.training.remedy import train_with_remedies
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
 
 MIN_SUBJECTS = 20
@@ -295,15 +297,24 @@ class River:
         model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
 
         def fill() -> list[Path]:
-            train(volumes, parts, model_config, self.config.training, folder)
+            training = self.config.training
+            start = folder / "attempts" / "0" if self.config.remedy else folder
+            cost = cost_of(volumes, parts, model_config, training, start)
+            self.console.print(f"model: {cost.sentence}", highlight=False)
+            (folder / "attempts.json").unlink(missing_ok=True)
+            if self.config.remedy:
+                train_with_remedies(volumes, parts, model_config, training, folder)
+            else:
+                train(volumes, parts, model_config, training, folder)
             # What is needed to resume is not part of the model, and the history holds seconds, which differ.
-            passing = {"provenance.json", "resume.safetensors", "resume.json", "history.tsv"}
+            passing = {"provenance.json", "start.safetensors", "resume.safetensors", "history.tsv", "attempts.json"}
             return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
 
         self._stage(
             "model",
             folder / "provenance.json",
-            settings={"model": model_config, "training": self.config.training},
+            settings={"model": model_config, "training": self.config.training}
+            | ({"remedy": True} if self.config.remedy else {}),
             needs=["volumes", "split"],
             fill=fill,
         )

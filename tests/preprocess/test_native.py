@@ -2,9 +2,11 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.spatial.transform import Rotation
 
+from nilatent.cohort import Cohort
 from nilatent.errors import GridError, ScanError
 from nilatent.preprocess import native, registration, resampling, warping
 from nilatent.preprocess.derivative import SPACE
@@ -127,3 +129,27 @@ def test_what_was_changed_since_is_refused(tmp_path):
     transform.unlink()
     with pytest.raises(ScanError, match="not there"):
         native.to_native(image, side_car)
+
+
+def test_a_map_goes_back_to_every_scan_and_the_changed_one_is_listed(tmp_path):
+    grid = Grid.mni(4.0)
+    blob = ball_of(grid.shape, grid.affine, (-28.0, 15.0, 20.0), 18).astype(np.float32)
+    nib.save(grid.to_image(blob), tmp_path / "effect.nii.gz")
+    affine, rows, raw = stored("LAS oblique"), {}, {}
+    for scan in ("sub-01", "sub-02", "sub-03"):
+        (tmp_path / scan).mkdir()
+        side_car = write_side_car(tmp_path / scan, affine)
+        rows[scan] = {"subject_id": scan, "path": str(side_car).replace(".json", ".nii.gz")}
+        raw[scan] = {"subject_id": scan, "path": str(tmp_path / scan / "raw.nii.gz")}
+        shape = SHAPE if scan != "sub-02" else (9, 9, 9)
+        nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), affine), tmp_path / scan / "raw.nii.gz")
+    (tmp_path / "sub-03" / "raw.nii.gz").write_bytes(b"cut short")
+    prepared, originals = (Cohort(pd.DataFrame.from_dict(table, orient="index")) for table in (rows, raw))
+    done = native.write_native(prepared, tmp_path / "effect.nii.gz", tmp_path / "back", originals=originals)
+    assert list(done.scans.index) == ["sub-01"]
+    assert list(done.excluded["scan_id"]) == ["sub-02", "sub-03"]
+    expected = native.to_native(grid.to_image(blob), tmp_path / "sub-01" / "sub-01_desc-preproc_T1w.json")
+    np.testing.assert_array_equal(nib.load(done.scans.at["sub-01", "path"]).get_fdata(), expected.get_fdata())
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["sub-01_space-orig_effect.nii.gz"]
+    with pytest.raises(GridError, match="cannot be read"):
+        native.write_native(prepared, tmp_path / "sub-03" / "raw.nii.gz", tmp_path / "back")

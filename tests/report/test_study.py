@@ -1,7 +1,11 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from nilatent.provenance import write_json
 from nilatent.report import study
 
 
@@ -39,3 +43,17 @@ def test_cohort_table_counts_persons_once() -> None:
 @pytest.mark.parametrize(("n", "words"), [(0, "no scans"), (1, "1 scan"), (5, "5 scans")])
 def test_count_has_its_plural(n: int, words: str) -> None:
     assert study.count(n, "scan") == words
+
+
+def test_every_attempt_of_a_remedied_training_is_told(make_run: Callable[..., Path]) -> None:
+    run_folder = make_run()
+    assert len(study.training_section(study.read_run(run_folder)).sheets) == 1
+    tried = [
+        {"number": 0, "change": "", "failures": ["posterior collapse"], "validation_fvu": 0.99},
+        {"number": 1, "change": "posterior collapse: beta is 1", "failures": [], "validation_fvu": 0.7},
+    ]
+    write_json(run_folder / "model" / "attempts.json", {"chosen": 1, "attempts": tried})
+    sheet = study.training_section(study.read_run(run_folder)).sheets[1]
+    assert [row[1].text for row in sheet.rows] == ["as asked for", "posterior collapse: beta is 1"]
+    assert [row[2].text for row in sheet.rows] == ["posterior collapse", "none"]
+    assert [row[4].text for row in sheet.rows] == ["", "kept"]

@@ -1,22 +1,84 @@
 """Native: a map in template space as the voxels of the subject's own file see it."""
 
+import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 
+from nilatent.cohort import Cohort, exclude
 from nilatent.errors import GridError, ScanError
 from nilatent.preprocess import registration, resampling, warping
 from nilatent.preprocess.derivative import SPACE
-from nilatent.provenance import hash_file, read_json
+from nilatent.progress import track
+from nilatent.provenance import atomic, hash_file, read_json
 from nilatent.volumes import Grid, template_array
 
 # A map of the whole brain holds all of the template; one that holds less than half lies somewhere else.
 MIN_BRAIN_COVERED, COVERAGE_SPACING_MM = 0.5, 4.0
 SAME_AFFINE_MM = 1e-3
+
+
+def write_native(
+    prepared: Cohort, path: Path, out: Path, *, labels: bool = False, originals: Cohort | None = None
+) -> Cohort:
+    """Write a map in template space back in the own space of every scan.
+
+    Parameters
+    ----------
+    prepared : Cohort
+        Prepared scans; their side-cars and transforms lie beside their maps.
+    path : Path
+        The map, (x, y, z) in template space.
+    out : Path
+        Receives ``<scan_id>_space-orig_<name of the map>.nii.gz``.
+    labels : bool
+        As in :func:`to_native`.
+    originals : Cohort, optional
+        The same scans before preparation, to check that their files still have the geometry they had.
+
+    Returns
+    -------
+    Cohort
+        Its paths are the files written; scans for which there is no way back are in ``excluded`` with their reason.
+
+    Raises
+    ------
+    GridError
+        When the map cannot be read or does not lie on the template brain.
+    """
+    image = _read_map(path)
+    _check_map(image)
+    failures, written = [], {}
+    for scan_id, prepared_map in track(prepared.scans["path"].items(), total=len(prepared.scans), label="native"):
+        known = originals is not None and scan_id in originals.scans.index
+        original = Path(str(originals.scans.at[scan_id, "path"])) if known and originals is not None else None
+        side_car = Path(str(prepared_map).replace(".nii.gz", ".json"))
+        try:
+            back = to_native(image, side_car, labels=labels, original=original)
+        except (ScanError, GridError) as error:
+            rule = error.rule if isinstance(error, ScanError) else "same geometry as when it was prepared"
+            failures.append({"scan_id": str(scan_id), "stage": "native", "rule": rule, "reason": str(error)})
+            continue
+        written[scan_id] = Path(out) / f"{scan_id}_space-orig_{path.name.split('.')[0]}.nii.gz"
+        with atomic(written[scan_id]) as temporary:
+            nib.save(back, temporary)
+    left = exclude(prepared, failures)
+    return replace(left, scans=left.scans.assign(path=[str(written[scan_id]) for scan_id in left.scans.index]))
+
+
+def _read_map(path: Path) -> nib.Nifti1Image:
+    try:
+        image = nib.load(path)
+        image.get_fdata(dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise GridError(f"{path} cannot be read: {error}. Give a NIfTI map in template space.") from error
+    return image
 
 
 def to_native(
@@ -107,7 +169,10 @@ def _record(side_car: Path) -> Mapping[str, Any]:
 
 
 def _check_original(path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> None:
-    image = nib.load(path)
+    try:
+        image = nib.load(path)
+    except (OSError, ImageFileError) as error:
+        raise GridError(f"{path} cannot be read: {error}. Restore it, or prepare the scan again.") from error
     if image.shape[:3] != shape or not np.allclose(image.affine, affine, atol=SAME_AFFINE_MM):
         raise GridError(
             f"{path} has another shape or affine than when it was prepared ({'x'.join(map(str, shape))} voxels, origin "

@@ -19,16 +19,6 @@ REFERENCES: dict[str, Reference] = {
     "adamw": Reference(
         "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.", "10.48550/arXiv.1711.05101"
     ),
-    "ants": Reference(
-        "Avants BB, et al. A reproducible evaluation of ANTs similarity metric performance in brain image registration. "
-        "NeuroImage 2011;54:2033-2044.",
-        "10.1016/j.neuroimage.2010.09.025",
-    ),
-    "atropos": Reference(
-        "Avants BB, et al. An open source multivariate framework for n-tissue segmentation with evaluation on public "
-        "data. Neuroinformatics 2011;9:381-400.",
-        "10.1007/s12021-011-9109-y",
-    ),
     "bids": Reference(
         "Gorgolewski KJ, et al. The brain imaging data structure, a format for organizing and describing outputs of "
         "neuroimaging experiments. Scientific Data 2016;3:160044.",
@@ -49,6 +39,11 @@ REFERENCES: dict[str, Reference] = {
         "Economic Statistics 1983;1:292-298.",
         "10.1080/07350015.1983.10509354",
     ),
+    "mattes": Reference(
+        "Mattes D, et al. PET-CT image registration in the chest using free-form deformations. IEEE Transactions on "
+        "Medical Imaging 2003;22:120-128.",
+        "10.1109/TMI.2003.809072",
+    ),
     "mni": Reference(
         "Fonov V, et al. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage 2011;54:313-327.",
         "10.1016/j.neuroimage.2010.07.033",
@@ -61,6 +56,19 @@ REFERENCES: dict[str, Reference] = {
     "n4": Reference(
         "Tustison NJ, et al. N4ITK: improved N3 bias correction. IEEE Transactions on Medical Imaging 2010;29:1310-1320.",
         "10.1109/TMI.2010.2046908",
+    ),
+    "ashburner": Reference(
+        "Ashburner J, Friston KJ. Unified segmentation. NeuroImage 2005;26:839-851.", "10.1016/j.neuroimage.2005.02.018"
+    ),
+    "syn": Reference(
+        "Avants BB, et al. Symmetric diffeomorphic image registration with cross-correlation. Medical Image Analysis "
+        "2008;12:26-41.",
+        "10.1016/j.media.2007.06.004",
+    ),
+    "tohka": Reference(
+        "Tohka J, Zijdenbos A, Evans A. Fast and robust parameter estimation for statistical partial volume models in "
+        "brain MRI. NeuroImage 2004;23:84-97.",
+        "10.1016/j.neuroimage.2004.05.007",
     ),
     "ssim": Reference(
         "Wang Z, et al. Image quality assessment: from error visibility to structural similarity. IEEE Transactions on "
@@ -132,14 +140,14 @@ def _preparation(run: Run) -> str:
     done = set(run.cohort.scans["recipe"].dropna()) if "recipe" in run.cohort.scans else {recipe.get("name")}
     parts = []
     if "t1" in done:
-        modulated = (
-            " and modulated by the determinant of that transform [modulation]" if recipe.get("modulation") else ""
-        )
+        syn = recipe.get("normalisation") == "syn"
+        warp = " followed by a symmetric diffeomorphic warp (ANTs SyN [syn])" if syn else ""
         parts.append(
-            "T1-weighted scans were corrected for intensity bias (N4 [n4]), stripped of the skull where it was present "
-            "(deepbet [deepbet]), aligned to the MNI152 2009a template [mni] by an affine transform (ANTs [ants]) and "
-            "segmented into grey matter, white matter and fluid (Atropos with the template's tissue priors [atropos]). "
-            f"Grey-matter maps were resampled once{modulated}."
+            "T1-weighted scans were stripped of the skull where it was present (deepbet [deepbet]), corrected for intensity "
+            "bias (N4 [n4]), aligned to the MNI152 2009a template [mni] by an affine transform that maximises mutual "
+            f"information [mattes]{warp}, and segmented into grey matter, white matter and fluid by a mixture of pure and "
+            "mixed tissues with the template's tissue priors and a Markov random field [tohka] [ashburner]. "
+            + _modelled(recipe, syn=syn)
         )
     if "gm" in done:
         parts.append("Existing grey-matter maps in MNI space were checked and resampled once.")
@@ -147,10 +155,24 @@ def _preparation(run: Run) -> str:
         return ""
     if "fwhm_mm" in recipe:
         width = recipe["fwhm_mm"]
-        parts.append(f"They were smoothed by {number_text(width)} mm FWHM." if width else "They were not smoothed.")
+        maps = "Tissue maps" if recipe.get("target") == "t1w" else "They"
+        parts.append(
+            f"{maps} were smoothed by {number_text(width)} mm FWHM." if width else f"{maps} were not smoothed."
+        )
     if "spacing_mm" in recipe:
         parts.append(f"All analyses used a grid of {number_text(recipe['spacing_mm'])} mm voxels in MNI space.")
     return " ".join(parts)
+
+
+def _modelled(recipe: Mapping[str, Any], *, syn: bool) -> str:
+    if recipe.get("target") == "t1w":
+        return (
+            "Their intensities were scaled between the percentiles 0.5 and 99.5 of each brain and resampled once; regional "
+            "grey matter comes from the tissue maps."
+        )
+    change = "the Jacobian determinant of the whole transform" if syn else "the determinant of that transform"
+    modulated = f" and modulated by {change} [modulation]" if recipe.get("modulation") else ""
+    return f"Grey-matter maps were resampled once{modulated}."
 
 
 def _model(run: Run) -> str:

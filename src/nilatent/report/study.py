@@ -20,6 +20,13 @@ from nilatent.provenance import read_json
 from nilatent.report import page
 
 VERDICT_NAMES = {"failure": ("failure", ""), "state": ("state", ""), "sentence": ("in words", "")}
+ATTEMPT_NAMES = {
+    "number": ("attempt", ""),
+    "change": ("change", "Beside those of the attempts before"),
+    "failures": ("failures found", ""),
+    "validation_fvu": ("validation FVU", "Fraction of variance unexplained at the best epoch"),
+    "kept": ("", ""),
+}
 COHORT_NAMES = {
     "dataset": ("data set", ""),
     "n_scans": ("scans", ""),
@@ -298,7 +305,7 @@ def training_section(run: Run) -> page.Section:
         lead,
         answer=training_answer(run),
         pictures=(drawn,),
-        sheets=tuple(sheets) if len(verdicts) else (),
+        sheets=(*(sheets if len(verdicts) else ()), *_attempts(run)),
         files=("model/history.tsv", "model/result.json"),
     )
 
@@ -306,6 +313,20 @@ def training_section(run: Run) -> page.Section:
 def training_answer(run: Run) -> str:
     """Which epoch was kept, in the words that the training left."""
     return str(run.result.get("summary", ""))
+
+
+def _attempts(run: Run) -> tuple[page.Sheet, ...]:
+    """What was tried when a training failed and was started again; nothing when it was not."""
+    path = run.folder / "model" / "attempts.json"
+    if not path.is_file():
+        return ()
+    record = read_json(path)
+    tried = pd.DataFrame(record["attempts"])
+    tried["failures"] = [", ".join(found) or "none" for found in tried["failures"]]
+    tried["change"] = tried["change"].replace("", "as asked for")
+    tried["kept"] = ["kept" if number == record["chosen"] else "" for number in tried["number"]]
+    caption = "Trainings that were tried: one with a known failure starts again with the change its diagnosis advises."
+    return (page.sheet(tried, caption, names=ATTEMPT_NAMES),)
 
 
 def regions_section(run: Run) -> page.Section:
