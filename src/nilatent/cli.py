@@ -287,7 +287,7 @@ def _again(folder: Path, *, until: str, only: list[str] | None = None) -> None:
 @app.command()
 def native(
     folder: Annotated[Path, typer.Argument(help="Folder that `nilatent run` or `nilatent prepare` filled.")],
-    image: Annotated[Path, typer.Argument(help="Map in template space, such as findings/lrcp/p_joint.nii.gz.")],
+    image: Annotated[Path, typer.Argument(help="Map in template space, such as findings/lrcp/score.nii.gz.")],
     out: Out,
     labels: Annotated[
         bool, typer.Option("--labels", help="Whole numbers such as atlas labels: nearest voxel.")

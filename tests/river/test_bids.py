@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from nilatent.cohort import read_cohort
-from nilatent.preprocess import recipe
+from nilatent.preprocess import job, recipe
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.derivative import SPACE, Prepared
 from nilatent.preprocess.recipe import prepare
@@ -98,7 +98,7 @@ def simulated(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def without_engines(monkeypatch):
-    monkeypatch.setattr(recipe, "prepare_t1", stand_in)
+    monkeypatch.setattr(job, "prepare_t1", stand_in)
     monkeypatch.setattr(recipe.workers, "run_jobs", _in_threads)
 
 
