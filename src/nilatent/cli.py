@@ -57,6 +57,12 @@ Sources = Annotated[
 ]
 Config = Annotated[Path | None, typer.Option(help="TOML file with settings; flags win over it.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that draws.")]
+Subjects = Annotated[
+    list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
+]
+Sessions = Annotated[
+    list[str] | None, typer.Option(help="Only these sessions, with or without ses-; several likewise.")
+]
 Procs = Annotated[
     int,
     typer.Option(
@@ -214,12 +220,8 @@ def prepare(
     modulation: Annotated[bool | None, typer.Option(help="Multiply by the volume change, or do not.")] = None,
     normalisation: Annotated[str | None, typer.Option(help="affine, or syn (slower, as VBM does).")] = None,
     target: Annotated[str | None, typer.Option(help="gm (grey-matter maps) or t1w (T1 intensities).")] = None,
-    participant_label: Annotated[
-        list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
-    ] = None,
-    session_label: Annotated[
-        list[str] | None, typer.Option(help="Only these sessions, with or without ses-; several likewise.")
-    ] = None,
+    participant_label: Subjects = None,
+    session_label: Sessions = None,
     n_procs: Procs = 0,
     dask: Dask = "",
 ) -> None:
@@ -292,12 +294,8 @@ def native(
     labels: Annotated[
         bool, typer.Option("--labels", help="Whole numbers such as atlas labels: nearest voxel.")
     ] = False,
-    participant_label: Annotated[
-        list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
-    ] = None,
-    session_label: Annotated[
-        list[str] | None, typer.Option(help="Only these sessions, with or without ses-; several likewise.")
-    ] = None,
+    participant_label: Subjects = None,
+    session_label: Sessions = None,
 ) -> None:
     """Write a map back in each subject's own space: on the voxels, and with the orientation, of the original scan."""
     subjects, sessions = _labels(participant_label), _labels(session_label)

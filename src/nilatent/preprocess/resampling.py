@@ -191,8 +191,6 @@ def pull(
     shape: tuple[int, ...],
     affine: npt.NDArray[np.float64],
     to_template: npt.NDArray[np.float64],
-    *,
-    warp: Warp | None = None,
 ) -> list[npt.NDArray[np.float32]]:
     """Template images as the voxels of a scan see them, by linear interpolation.
 
@@ -206,8 +204,6 @@ def pull(
         (4, 4) of the scan.
     to_template : ndarray
         (4, 4) millimetres of the scan to millimetres of the template.
-    warp : Warp, optional
-        Goes on from there.
 
     Returns
     -------
@@ -215,19 +211,11 @@ def pull(
         (x, y, z) float32 in the scan's space; 0 outside the image.
     """
     arrays = [np.asarray(image.get_fdata(dtype=np.float32)) for image in images]
-    to_image = np.linalg.inv(images[0].affine)
-    if warp is None:
-        there = to_image @ to_template @ affine
-        return [
-            np.asarray(ndimage.affine_transform(array, there[:3, :3], there[:3, 3], output_shape=shape, order=1))
-            for array in arrays
-        ]
-    moved = [np.empty(shape, dtype=np.float32) for _ in images]
-    for planes, points in _template_points(shape, affine, to_template, warp):
-        voxels = _through(to_image, points)
-        for array, out in zip(arrays, moved, strict=True):
-            out[planes] = ndimage.map_coordinates(array, voxels, order=1)
-    return moved
+    there = np.linalg.inv(images[0].affine) @ to_template @ affine
+    return [
+        np.asarray(ndimage.affine_transform(array, there[:3, :3], there[:3, 3], output_shape=shape, order=1))
+        for array in arrays
+    ]
 
 
 def _template_points(

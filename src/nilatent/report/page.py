@@ -225,24 +225,32 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def render(page: Page) -> str:
-    """The page as one HTML text that needs no other file."""
-    environment = Environment(
+def environment() -> Environment:
+    """Where every page finds its template: text from data is escaped, and a name that is not given is an error."""
+    return Environment(
         loader=PackageLoader("nilatent", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(page: Page) -> str:
+    """The page as one HTML text that needs no other file."""
     script = _asset("report.js")
     # Browsers hash a script after turning every line end into a line feed.
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
     scripts = [plotly, script] if any(section.scatter for section in page.sections) else [script]
-    html: str = environment.get_template("report.html.j2").render(
-        page=page,
-        css=Markup(_asset("report.css")),
-        plotly=Markup(plotly) if len(scripts) == 2 else "",
-        script=Markup(script),
-        policy=_policy(scripts),
+    html: str = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            page=page,
+            css=Markup(_asset("report.css")),
+            plotly=Markup(plotly) if len(scripts) == 2 else "",
+            script=Markup(script),
+            policy=_policy(scripts),
+        )
     )
     return html

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import nilatent
@@ -107,28 +106,25 @@ def build(folder: Path) -> Path:
     template = template_mosaic()
     css = "".join([page_file("report.css"), page_file("quality.css"), _strips(found), _layers(template)])
     script = page_file("quality.js")
-    environment = Environment(
-        loader=PackageLoader("nilatent", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     width, height = rows_of_slices.size(template)
-    html = environment.get_template("quality.html.j2").render(
-        found=found,
-        rows=rows,
-        measures=_measures(found.table),
-        dropped=_dropped(found),
-        names=dict(COLUMN_NAMES),
-        slices=_positions(template),
-        reference=_source(rows_of_slices.encode_grey(rows_of_slices.grey(template)), None),
-        width=width,
-        height=height,
-        version=nilatent.__version__,
-        css=Markup(css),
-        script=Markup(script),
-        policy=_policy(script, beside=beside is not None),
+    html = (
+        page.environment()
+        .get_template("quality.html.j2")
+        .render(
+            found=found,
+            rows=rows,
+            measures=_measures(found.table),
+            dropped=_dropped(found),
+            names=dict(COLUMN_NAMES),
+            slices=_positions(template),
+            reference=_source(rows_of_slices.encode_grey(rows_of_slices.grey(template)), None),
+            width=width,
+            height=height,
+            version=nilatent.__version__,
+            css=Markup(css),
+            script=Markup(script),
+            policy=_policy(script, beside=beside is not None),
+        )
     )
     path = folder / PAGE
     with atomic(path) as temporary:
