@@ -18,6 +18,11 @@ def test_unknown_stage_or_analysis_is_refused():
         check_names("reprot", [])
 
 
+def test_a_relative_folder_is_the_one_it_is_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert River("results", read_config()).out == tmp_path / "results"
+
+
 def test_remedies_are_taken_only_when_asked_for(tmp_path, rng):
     scans = pd.DataFrame({"subject_id": [f"sub-{i}" for i in range(24)], "dataset": "one"}).rename_axis("scan_id")
     scans.index = pd.Index(scans["subject_id"], name="scan_id")

@@ -60,7 +60,7 @@ class Cohort:
     @property
     def content_hash(self) -> str:
         """Hash of every row, the same before and after writing; the files' place does not enter, their bytes do."""
-        table = typed(self.scans.drop(columns="path").reset_index())
+        table = typed(self.scans.drop(columns=[name for name in PLACES if name in self.scans]).reset_index())
         return hash_values([list(table.columns), table.astype(str).to_numpy().tolist()])
 
     @property

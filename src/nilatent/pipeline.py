@@ -23,7 +23,7 @@ from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import read_latents, write_latents
 from nilatent.lock import locked
 from nilatent.preprocess.quality import quality
-from nilatent.preprocess.recipe import prepare
+from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
 from nilatent.report.quality import build as build_quality
@@ -152,7 +152,8 @@ class River:
     """
 
     def __init__(self, out: Path, config: RunConfig) -> None:
-        self.out = out
+        # Prepared maps are named by absolute paths, and what a stage wrote is listed relative to its folder.
+        self.out = Path(out).absolute()
         self.config = config
         self.hashes: dict[str, str] = {}
         self.console = Console(stderr=True)
@@ -206,7 +207,13 @@ class River:
 
         if not listed.is_file():
             (folder / "provenance.json").unlink(missing_ok=True)
-        self._stage("prepared", folder / "provenance.json", settings=self.config.recipe, needs=["cohort"], fill=fill)
+        self._stage(
+            "prepared",
+            folder / "provenance.json",
+            settings=fingerprint(self.config.recipe),
+            needs=["cohort"],
+            fill=fill,
+        )
         # Scans that never came this far may differ from the last run's while the maps are the same: the list is no
         # output of the stage, and holds those of this run beside those that could not be prepared.
         done = load_cohort(folder)

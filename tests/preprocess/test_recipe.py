@@ -1,5 +1,7 @@
 import os
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -9,9 +11,11 @@ from scipy import ndimage
 
 from nilatent.cohort import Cohort
 from nilatent.errors import CohortError, SettingError
+from nilatent.preprocess import job, mosaic, recipe
 from nilatent.preprocess.config import RecipeConfig
+from nilatent.preprocess.derivative import Prepared
 from nilatent.preprocess.recipe import prepare
-from nilatent.provenance import hash_file, read_json
+from nilatent.provenance import hash_file, hash_values, read_json, write_json
 from nilatent.volumes import Grid, template
 
 CONFIG = RecipeConfig(name="gm", spacing_mm=6.0, fwhm_mm=0.0)
@@ -235,3 +239,145 @@ def test_a_stripped_brain_becomes_the_templates_grey_matter(tmp_path, rng):
     plain = prepare(cohort_of([path]), tmp_path / "plain", replace(config, modulation=False)).scans.iloc[0]
     ratio = array(plain["path"]).sum() / found.sum()
     assert ratio == pytest.approx(1 / row["head_size_factor"], rel=1e-3)
+
+
+def stand_in(scan, grid, *, path, work, modulation, normalisation):
+    """What the recipe t1 would give of a scan, without an engine: every map another constant."""
+    constants = {"gm": 0.6, "wm": 0.3, "csf": 0.1, "t1w": 0.9}
+    maps = {name: np.full(grid.shape, value, dtype=np.float32) for name, value in constants.items()}
+    ending = "txt" if normalisation == "affine" else "nii.gz"
+    moved = np.eye(4)
+    moved[:3, 3] = (20, 0, 0)
+    transforms = {f"from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.{ending}": "moved\n"}
+    notes = {"Modulated": modulation, "Normalisation": normalisation, "Work": work.name, "Path": path.name}
+    return Prepared(maps, moved, {"gm_ml": 1.0}, notes, transforms, np.ones(scan.data.shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def heads(tmp_path, monkeypatch):
+    """Two raw scans, each with a bright block on its left, for a recipe without engines that runs in this process."""
+    grid, paths = Grid.mni(6.0), []
+    for number in range(2):
+        values = np.full(grid.shape, 1.0 + number, dtype=np.float32)
+        values[:13] = 9
+        paths.append(tmp_path / "heads" / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz")
+        paths[-1].parent.mkdir(parents=True)
+        nib.save(grid.to_image(values), paths[-1])
+    inside = recipe.workers.run_jobs
+    monkeypatch.setattr(job, "prepare_t1", stand_in)
+    monkeypatch.setattr(
+        recipe.workers,
+        "run_jobs",
+        lambda work, jobs, *, n_procs, apart: inside(work, jobs, n_procs=n_procs, apart=not apart),
+    )
+    return paths
+
+
+T1 = RecipeConfig(name="t1", spacing_mm=6.0, fwhm_mm=0.0)
+
+
+def test_intensities_are_modelled_and_grey_matter_stays_beside_them(heads, tmp_path):
+    done = prepare(cohort_of(heads), tmp_path / "out", replace(T1, target="t1w"))
+    for row in done.scans.itertuples():
+        assert array(row.path).max() == pytest.approx(0.9)
+        assert array(row.gm_path).max() == pytest.approx(0.6)
+    assert "gm_path" not in prepare(cohort_of(heads), tmp_path / "gm", T1).scans
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"spacing_mm": 5.0}, {"fwhm_mm": 4.0}, {"modulation": False}, {"normalisation": "syn"}, {"target": "t1w"}],
+)
+def test_every_setting_of_the_recipe_asks_for_other_maps(heads, tmp_path, change):
+    jobs = [recipe._jobs(cohort_of(heads), tmp_path, config, None)[0] for config in (T1, replace(T1, **change))]
+    assert jobs[0].key != jobs[1].key
+    assert jobs[0].place.modelled != jobs[1].place.modelled
+
+
+@pytest.mark.parametrize("name", ["t1", "gm"])
+def test_versions_of_the_recipe_and_of_its_engines_ask_for_other_maps(maps, tmp_path, monkeypatch, name):
+    config = replace(CONFIG, name=name)
+
+    def keys():
+        return recipe._jobs(cohort_of(maps), tmp_path, config, None)[0].key, hash_values(recipe.fingerprint(config))
+
+    before = keys()
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", 999)
+    newer = keys()
+    monkeypatch.setattr(recipe, "engines", lambda recipe_name: {"scipy": f"99 for {recipe_name}"})
+    other = keys()
+    assert len({*before, *newer, *other}) == 6
+
+
+def test_what_is_said_of_a_map_beside_it_asks_for_another_map(maps, tmp_path):
+    before = prepare(cohort_of(maps), tmp_path / "out", replace(CONFIG, fwhm_mm=8.0))
+    for path in maps:
+        write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {"SmoothingFWHM": 4})
+    after = prepare(cohort_of(maps), tmp_path / "out", replace(CONFIG, fwhm_mm=8.0))
+    assert "desc-givenSmooth8_" in before.scans["path"].iloc[0]
+    assert "desc-givenSmooth4_" in after.scans["path"].iloc[0]
+    np.testing.assert_array_equal(array(after.scans["path"].iloc[0]), array(maps[0]))
+
+
+def test_maps_smoothed_differently_before_are_refused(maps, tmp_path):
+    write_json(maps[0].with_name(maps[0].name.replace(".nii.gz", ".json")), {"SmoothingFWHM": 4})
+    with pytest.raises(CohortError, match=r"smoothed differently before: FWHM 4 mm in 1 \(such as sub-0\), 0 mm in 3"):
+        prepare(cohort_of(maps), tmp_path / "out", CONFIG)
+
+
+def test_the_source_is_never_written_over(heads, tmp_path):
+    described = tmp_path / "heads" / "dataset_description.json"
+    described.write_text("{}")
+    with pytest.raises(SettingError, match="is the source itself"):
+        prepare(cohort_of(heads), tmp_path / "heads", T1, tables=False)
+    assert described.read_text() == "{}"
+
+
+def test_a_scan_that_fails_leaves_no_map_of_an_earlier_run(heads, tmp_path):
+    before = prepare(cohort_of(heads), tmp_path / "out", T1)
+    heads[0].write_bytes(b"cut short")
+    after = prepare(cohort_of(heads), tmp_path / "out", T1)
+    assert list(after.excluded["scan_id"]) == ["sub-0"]
+    assert not Path(before.scans.at["sub-0", "path"]).exists()
+    assert not list((tmp_path / "out" / "sub-0").rglob("*_probseg.*"))
+    assert Path(after.scans.at["sub-1", "path"]).is_file()
+
+
+def test_one_normalisation_at_a_time_in_a_folder(heads, tmp_path):
+    prepare(cohort_of(heads), tmp_path / "out", T1)
+    prepare(cohort_of(heads), tmp_path / "out", replace(T1, fwhm_mm=6.0))
+    both = [path.name for path in (tmp_path / "out" / "sub-0" / "anat").glob("*GM*.nii.gz")]
+    assert len(both) == 2
+    prepare(cohort_of(heads), tmp_path / "out", replace(T1, normalisation="syn"))
+    left = {path.name for path in (tmp_path / "out" / "sub-0" / "anat").iterdir()}
+    assert not {name for name in left if name.endswith("xfm.txt")}
+    assert {name for name in left if "label-GM" in name and "Syn" not in name} == set()
+    assert len({name for name in left if "label-GM_desc-modulatedSyn_" in name}) == 2
+
+
+def test_a_picture_that_was_lost_is_made_again(heads, tmp_path):
+    done = prepare(cohort_of(heads), tmp_path / "out", T1)
+    picture = mosaic.place(Path(done.scans["path"].iloc[0]))
+    picture.unlink()
+    prepare(cohort_of(heads), tmp_path / "out", T1)
+    assert picture.is_file()
+
+
+def test_no_data_set_is_called_like_a_folder_of_ours(maps, tmp_path):
+    cohort = cohort_of(maps, dataset="quality")
+    named = cohort.scans.assign(subject_id="quality_" + cohort.scans["subject_id"])
+    with pytest.raises(CohortError, match="cannot be called 'quality'"):
+        prepare(replace(cohort, scans=named), tmp_path / "out", CONFIG)
+
+
+def test_a_picture_is_cut_where_the_scan_lies_in_the_template():
+    made = stand_in(
+        SimpleNamespace(data=np.zeros((3, 3, 3))),
+        Grid.mni(6.0),
+        path=Path(),
+        work=Path(),
+        modulation=True,
+        normalisation="affine",
+    )
+    template_point = np.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(job._to_scan(made)(template_point), [-19.0, 2.0, 3.0])

@@ -12,7 +12,12 @@ from scipy.spatial.transform import Rotation
 from nilatent.preprocess import registration, resampling, space, tissue
 from nilatent.volumes import Grid, template_array
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    # deepbet loads its network in a way that newer versions of torch deprecate.
+    pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning"),
+]
 
 SCANS = {
     "ds002748": "ds002748_depression/sub-01/anat/sub-01_T1w.nii.gz",

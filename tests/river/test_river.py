@@ -21,7 +21,9 @@ def finished(simulated: Path, settings: Path, tmp_path_factory: pytest.TempPathF
     from tests.river.conftest import command_line
 
     out = tmp_path_factory.mktemp("run") / "out"
-    subprocess.run(command_line("run", simulated, out, "--config", settings, *STUDY), check=True, capture_output=True)
+    # A relative folder, as users type it.
+    command = command_line("run", simulated, "out", "--config", settings, *STUDY)
+    subprocess.run(command, check=True, capture_output=True, cwd=out.parent)
     return out
 
 

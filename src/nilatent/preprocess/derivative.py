@@ -142,6 +142,37 @@ def is_done(place: Place, key: str) -> bool:
         return False
 
 
+def remove(place: Place) -> None:
+    """Remove what was written of a scan under this name: the maps that its side-car lists, and the side-car."""
+    _remove_outputs(place.side_car, keep=set())
+
+
+def _remove_outputs(side_car: Path, *, keep: set[str]) -> None:
+    """Remove the files that a side-car lists but for some, and the side-cars of those; then the side-car itself."""
+    try:
+        listed = [Path(str(name)).name for name in read_json(side_car)["nilatent"]["Outputs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        listed = []
+    for name in listed:
+        if name not in keep:
+            (side_car.parent / name).unlink(missing_ok=True)
+            _side_car(side_car.parent / name).unlink(missing_ok=True)
+    side_car.unlink(missing_ok=True)
+
+
+def _remove_outdated(place: Place, names: set[str], normalisation: object) -> None:
+    """Remove this map's older files, and those of the scan that were normalised otherwise: they share its transforms."""
+    _remove_outputs(place.side_car, keep=names)
+    for side_car in place.folder.glob(f"{place.stem}_space-{SPACE}_*.json"):
+        try:
+            recipe = read_json(side_car)["nilatent"]["Recipe"]
+            other = recipe["normalisation"] != normalisation
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if other:
+            _remove_outputs(side_car, keep=names)
+
+
 def write_scan(
     place: Place,
     images: Mapping[Path, tuple[nib.Nifti1Image, Mapping[str, Any]]],
@@ -165,7 +196,8 @@ def write_scan(
     record : Mapping[str, Any]
         Measures and settings, kept under ``nilatent`` in the side-car of the modelled map.
     """
-    place.side_car.unlink(missing_ok=True)
+    normalisation = getattr(record.get("Recipe"), "normalisation", None)
+    _remove_outdated(place, {path.name for path in (*transforms, *images)}, normalisation)
     for path, content in transforms.items():
         with atomic(path) as temporary:
             if isinstance(content, str):

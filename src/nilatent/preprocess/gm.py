@@ -55,6 +55,48 @@ def modulation(path: Path) -> str:
     return said.modulation
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """What is said of a map outside its image: by its name, its side-car and its folder. It decides how it is taken."""
+    return {"name": path.name, "side_car": _side_car(path), "tool": _tool(read_map_name(path.name), path)}
+
+
+def stated_fwhm(path: Path) -> float | str:
+    """FWHM in mm that a map's side-car or name states, ``"unknown"`` when one says so without it, else 0."""
+    value = _side_car(path).get("SmoothingFWHM")
+    for side in value if isinstance(value, list) else [value]:
+        if isinstance(side, int | float) and 0 < side <= MAX_FWHM_MM:
+            return float(side)
+    said = read_map_name(path.name)
+    if said is not None and said.fwhm_mm:
+        return said.fwhm_mm
+    return "unknown" if value == "unknown" or (said is not None and said.fwhm_mm is None) else 0.0
+
+
+def check_smoothing(smoothness: Mapping[str, float | str]) -> None:
+    """Refuse a cohort whose maps were smoothed before in some scans and not, or otherwise, in others.
+
+    Parameters
+    ----------
+    smoothness : Mapping[str, float or str]
+        Scan to :func:`stated_fwhm`.
+
+    Raises
+    ------
+    CohortError
+        When there is more than one kind.
+    """
+    kinds: dict[float | str, list[str]] = {}
+    for scan, fwhm_mm in smoothness.items():
+        kinds.setdefault(fwhm_mm, []).append(scan)
+    if len(kinds) > 1:
+        words = {fwhm: f"{fwhm:g} mm" if isinstance(fwhm, float) else "unknown" for fwhm in kinds}
+        listed = ", ".join(f"{words[fwhm]} in {len(scans)} (such as {scans[0]})" for fwhm, scans in kinds.items())
+        raise CohortError(
+            f"The maps of the cohort were smoothed differently before: FWHM {listed}. Smoothness would be read as anatomy. "
+            "Give maps of one kind, unsmoothed where you can."
+        )
+
+
 def check_alike(modulations: Mapping[str, str]) -> None:
     """Refuse a cohort whose maps mean different things: volumes in some scans, probabilities in others.
 
@@ -177,7 +219,7 @@ def _notes(scan: Scan, said: MapName | None, path: Path) -> dict[str, Any]:
     if space in ("", "unknown"):
         space = "MNI152, by its header" if scan.aligned_to == "mni" else "unknown"
     notes: dict[str, Any] = {"MapMadeBy": _tool(said, path), "Modulated": MODULATED[kind], "SourceSpace": space}
-    smoothed = _smoothed_before(scan, said, path)
+    smoothed = _smoothed_before(scan, path)
     return notes | ({"SmoothedBefore": smoothed} if smoothed else {})
 
 
@@ -194,17 +236,13 @@ def _tool(said: MapName | None, path: Path) -> str:
     return named
 
 
-def _smoothed_before(scan: Scan, said: MapName | None, path: Path) -> float | str:
+def _smoothed_before(scan: Scan, path: Path) -> float | str:
     """FWHM in mm that the side-car, the name or the header states, ``"unknown"`` when one says so without it, else 0."""
-    stated = _side_car(path).get("SmoothingFWHM")
-    for value in stated if isinstance(stated, list) else [stated]:
-        if isinstance(value, int | float) and 0 < value <= MAX_FWHM_MM:
-            return float(value)
-    if said is not None and said.fwhm_mm:
-        return said.fwhm_mm
-    if header := HEADER_FWHM.search(scan.description):
+    known = stated_fwhm(path)
+    header = HEADER_FWHM.search(scan.description)
+    if header is not None and known in (0.0, "unknown"):
         return max(float(side) for side in header.groups())
-    return "unknown" if stated == "unknown" or (said is not None and said.fwhm_mm is None) else 0.0
+    return known
 
 
 def _side_car(path: Path) -> dict[str, Any]:

@@ -20,9 +20,13 @@ from nilatent.provenance import versions
 from nilatent.volumes import Grid
 
 # Raised when the same settings give other numbers, so that maps of an older recipe are made again.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 TISSUE_NAMES = {"gm": "Grey-matter", "wm": "White-matter", "csf": "Cerebrospinal-fluid"}
-ENGINES = {"t1": ("antspyx", "deepbet", "nilearn"), "gm": ("nilearn",)}
+# Packages that shape the numbers, and so must be of one version wherever scans of one cohort are prepared.
+ENGINES = {
+    "t1": ("antspyx", "deepbet", "nibabel", "nilearn", "numpy", "scipy", "torch"),
+    "gm": ("nibabel", "nilearn", "numpy", "scipy"),
+}
 
 
 @dataclass(frozen=True)

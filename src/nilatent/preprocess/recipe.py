@@ -15,16 +15,16 @@ import pandas as pd
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
 from nilatent.lock import locked
-from nilatent.preprocess import bids, cluster, derivative, homogeneity, quality, workers
+from nilatent.preprocess import bids, cluster, derivative, homogeneity, mosaic, quality, workers
 from nilatent.preprocess.config import RecipeConfig
-from nilatent.preprocess.gm import check_alike, is_map, modulation
-from nilatent.preprocess.job import RECIPE_VERSION, Job, engines, prepare_scan
+from nilatent.preprocess.gm import check_alike, check_smoothing, is_map, modulation, stated, stated_fwhm
+from nilatent.preprocess.job import ENGINES, RECIPE_VERSION, Job, engines, prepare_scan
 from nilatent.progress import follow
 from nilatent.provenance import hash_values
 from nilatent.tables import RESERVED
 
-# Packages that shape the numbers, and so must be of one version wherever scans of one cohort are prepared.
-SHAPING = ("nilatent", "numpy", "scipy", "nibabel", "nilearn", "antspyx", "deepbet")
+# A folder of the derivative that is no data set; see nilatent.report.quality.
+TAKEN = "quality"
 COVARIATES = ("head_size_factor", "tiv_ml", "gm_ml", "wm_ml", "csf_ml")
 
 
@@ -81,9 +81,11 @@ def prepare(
         jobs = _jobs(cohort, out, config, None if scheduler else Path(scratch))
         given = "all" if config.modulation else "none"
         check_alike({job.scan_id: modulation(job.path) if job.config.name == "gm" else given for job in jobs})
+        check_smoothing({job.scan_id: stated_fwhm(job.path) for job in jobs if job.config.name == "gm"})
+        _check_not_the_source(jobs)
         # First of all, so that maps of a run that was killed are known as ours too.
         _describe(jobs, out)
-        todo = [job for job in jobs if not derivative.is_done(job.place, job.key)]
+        todo = [job for job in jobs if not _is_done(job)]
         with (
             cluster.mark(out) as mark,
             closing(_outcomes(todo, mark, n_procs=n_procs, scheduler=scheduler)) as outcomes,
@@ -96,6 +98,9 @@ def prepare(
                 reason=lambda job, error: f"{job.scan_id}: {_failure(job, error)['reason']}",
             )
         failures = {job.scan_id: _failure(job, error) for job, error in failed}
+        for job, _ in failed:
+            # What an earlier run made of it was made of another image or otherwise, and would be read as a good map.
+            derivative.remove(job.place)
         ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
         prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
         if tables:
@@ -109,12 +114,35 @@ def prepare(
     return prepared
 
 
+def fingerprint(config: RecipeConfig) -> dict[str, Any]:
+    """Everything beside the scans that the maps of a cohort depend on: settings, version of the recipes, engines."""
+    return {"recipe": config, "version": RECIPE_VERSION, "engines": {name: engines(name) for name in ENGINES}}
+
+
+def _is_done(job: Job) -> bool:
+    return derivative.is_done(job.place, job.key) and mosaic.place(job.place.modelled).is_file()
+
+
+def _check_not_the_source(jobs: list[Job]) -> None:
+    for job in jobs:
+        if bids.bids_root(job.path).resolve() == job.place.root.resolve():
+            raise SettingError(
+                f"{job.place.root} is the source itself, whose dataset_description.json and README would be overwritten. Give "
+                f"another folder, such as {job.place.root / 'derivatives' / 'nilatent'}."
+            )
+
+
 def _outcomes(
     todo: list[Job], mark: Path, *, n_procs: int, scheduler: str
 ) -> Generator[tuple[Job, BaseException | None, float], None, None]:
     if scheduler:
         visible = (mark, *[job.path for job in todo if job.path.is_file()][:1])
-        demands = cluster.Demands(workers.ENVIRONMENT, "ants", cluster.installed(SHAPING), visible)
+        demands = cluster.Demands(
+            workers.ENVIRONMENT,
+            "ants",
+            cluster.installed(sorted({name for names in ENGINES.values() for name in names} | {"nilatent"})),
+            visible,
+        )
         return cluster.run_on_cluster(prepare_scan, todo, scheduler=scheduler, demands=demands)
     # The engines read their thread count when they are loaded, so they are never loaded into this process.
     apart = any(job.config.name == "t1" for job in todo)
@@ -156,11 +184,16 @@ def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None)
         path, dataset = Path(row["path"]), str(row["dataset"])
         name = config.name if config.name != "auto" else ("gm" if is_map(path) else "t1")
         settings = replace(config, name=name)
-        key = hash_values([row["sha256"], settings, RECIPE_VERSION, engines(name)]) if row["sha256"] else ""
+        said = stated(path) if name == "gm" else {}
+        key = hash_values([row["sha256"], settings, RECIPE_VERSION, engines(name), said]) if row["sha256"] else ""
         subject = str(row["subject_id"]).removeprefix(f"{dataset}_")
         # By the name and not by the number of data sets, so that a part of the cohort goes where all of it would.
         root = out / dataset if subject != row["subject_id"] else out
-        place = _place(root, subject, str(row["session_id"]), settings)
+        if root != out and root.name.casefold() == TAKEN:
+            raise CohortError(
+                f"A data set cannot be called '{TAKEN}', the name of a folder of {out}. Rename {dataset}."
+            )
+        place = _place(root, subject, str(row["session_id"]), settings, path)
         source = f"bids:{dataset}:{path.relative_to(bids.bids_root(path)).as_posix()}"
         jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch))
     targets: dict[Path, str] = {}
@@ -174,9 +207,13 @@ def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None)
     return jobs
 
 
-def _place(root: Path, subject: str, session: str, config: RecipeConfig) -> derivative.Place:
+def _place(root: Path, subject: str, session: str, config: RecipeConfig, path: Path) -> derivative.Place:
     made = "given" if config.name == "gm" else "modulated" if config.modulation else "unmodulated"
-    smooth = f"Smooth{derivative.number_label(config.fwhm_mm)}" if config.fwhm_mm else ""
+    made += "Syn" if config.name == "t1" and config.normalisation == "syn" else ""
+    before = stated_fwhm(path) if config.name == "gm" else 0.0
+    fwhm_mm = before if before else config.fwhm_mm
+    # Named by what the map is, not by what was asked for.
+    smooth = "Smoothed" if isinstance(fwhm_mm, str) else f"Smooth{derivative.number_label(fwhm_mm)}" if fwhm_mm else ""
     return derivative.Place(root, subject, session, config.spacing_mm, config.target, made + smooth)
 
 
