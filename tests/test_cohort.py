@@ -390,3 +390,9 @@ def test_a_damaged_dictionary_is_refused_in_words(tmp_path):
     (tmp_path / "scans.json").write_text("{")
     with pytest.raises(CohortError, match="is not JSON"):
         load_cohort(tmp_path)
+
+
+def test_sessions_are_asked_for_where_there_are_none(tmp_path):
+    cohort = Cohort(pd.DataFrame({"subject_id": ["sub-1"], "session_id": [""]}, index=["sub-1"]))
+    with pytest.raises(CohortError, match="no scan of the cohort has a session"):
+        select(cohort, [], sessions=["07"])

@@ -7,7 +7,8 @@ from nilatent.analysis.regional import read_regions
 from nilatent.cohort import Cohort
 from nilatent.config import read_config
 from nilatent.errors import SettingError
-from nilatent.pipeline import River, check_names
+from nilatent.pipeline import check_names
+from nilatent.river import River
 from nilatent.volumes import Grid, brain_mask, template, volumes_in_memory
 
 

@@ -208,6 +208,21 @@ def test_grey_matter_maps_win_over_t1w_unless_told_otherwise(tmp_path):
         assert problems == {}
 
 
+def test_two_kinds_that_all_scans_have_are_told_apart_aloud(tmp_path, capsys):
+    for sub in ("sub-01", "sub-02"):
+        for kind in ("modulated", "modulatedSmooth8"):
+            image(tmp_path / sub / "anat" / f"{sub}_space-MNI152_label-GM_desc-{kind}_probseg.nii.gz")
+    scans, problems = read(tmp_path)
+    assert problems == {}
+    assert "desc-modulated_" in scans.at["sub-01", "path"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "desc-modulatedSmooth8_probseg' as of" in told
+    assert "which is taken" in told
+    (tmp_path / "sub-02" / "anat" / "sub-02_space-MNI152_label-GM_desc-modulatedSmooth8_probseg.nii.gz").unlink()
+    read(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_maps_of_two_spaces_are_not_mixed_in_one_cohort(tmp_path):
     for sub in ("sub-01", "sub-02", "sub-03"):
         derivative(tmp_path, sub, "MNI152NLin6Asym")

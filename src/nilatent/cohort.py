@@ -240,7 +240,9 @@ def select(cohort: Cohort, subjects: Sequence[str] = (), *, sessions: Sequence[s
 def _named(labels: Sequence[str], known: Collection[str], kind: str, prefix: str) -> list[str]:
     names = [label if label in known or label.startswith(prefix) else f"{prefix}{label}" for label in labels]
     for name in (name for name in names if name not in known):
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:3] or ["none at all"]
+        if not known:
+            raise CohortError(f"There is no {kind} '{name}': no scan of the cohort has a {kind}. Leave the label out.")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:3]
         raise CohortError(f"There is no {kind} '{name}' among {len(known)}. Did you mean {' or '.join(near)}?")
     return names
 

@@ -9,6 +9,7 @@ TISSUES = {"1": "GM", "2": "WM", "3": "CSF", "graymatter": "GM", "whitematter": 
 TEMPLATE_SPACE = re.compile(r"MNI(?!Infant|Pediatric)|ICBM|IXI549|IXI555|unknown", re.IGNORECASE)
 # From the map that holds volumes, to the one that holds probabilities.
 MODULATIONS = ("all", "nonlinear", "unknown", "none")
+MODULATED = re.compile(r"(?P<no>(?:un|non|not|no)-?)?modulated", re.IGNORECASE)
 NUMBER = r"\d+(?:[.p]\d+)?"
 SMOOTH = rf"(?P<smooth>s(?:{NUMBER})?)?"
 # A user's own words may stand in front of a prefix that cannot be mistaken for one of them (`wp1` can: work package 1).
@@ -143,7 +144,8 @@ def _described(match: re.Match[str], tool: str, space: str) -> MapName:
 
 def _modulation(said: dict[str, str], tool: str) -> str:
     description = said.get("desc", "").casefold()
-    if "mod" in said or ("modulated" in description and "unmodulated" not in description):
+    stated = MODULATED.search(description)
+    if "mod" in said or (stated is not None and stated["no"] is None):
         return "all"
     if "part" in said:
         return "nonlinear"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from nilatent.errors import CohortError, ScanError
 from nilatent.map_names import MODULATIONS, MapName, read_map_name
@@ -236,6 +237,15 @@ def _one_variant(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     counted = Counter(variant for _, variant in {(row["scan_id"], row["variant"]) for row in rows})
     ranks = {row["variant"]: row["rank"] for row in rows}
     chosen = min(counted, key=lambda variant: (-counted[variant], ranks[variant], len(variant), variant))
+    tied = sorted(variant for variant, times in counted.items() if times == counted[chosen] and variant != chosen)
+    if tied:
+        others = ", ".join(f"'{variant.strip('_')}'" for variant in tied)
+        Console(stderr=True).print(
+            f"{rows[0]['path'].parent}: as many scans have maps of the kind {others} as of '{chosen.strip('_')}', which is "
+            "taken. For another, name the files in a table of paths.",
+            highlight=False,
+            markup=False,
+        )
     kept = [row for row in rows if row["variant"] == chosen]
     named = {row["scan_id"] for row in kept}
     problems = []

@@ -44,10 +44,8 @@ COLUMN_NAMES = {
 }
 """Column of `quality.tsv` to its name on the page and in the figure, and its explanation."""
 
-WORST_FIRST = dict.fromkeys(
-    ("outside_fraction", "bias_range", "noise_to_contrast", "noise_ratio", "resolution_mm"), "high"
-)
-"""Measures whose highest values are looked at first; of the others the lowest."""
+WORST_FIRST = dict.fromkeys(("outside_fraction", "bias_range", "noise_to_contrast", "resolution_mm"), "high")
+"""Measures whose highest values are looked at first; of the others the lowest. They are those that are bad when high."""
 
 STRIPS_PER_ROW = 3
 

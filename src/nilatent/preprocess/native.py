@@ -13,8 +13,10 @@ from nibabel.filebasedimages import ImageFileError
 
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import GridError, ScanError
+from nilatent.map_names import ENDING
 from nilatent.preprocess import registration, resampling, warping
 from nilatent.preprocess.derivative import SPACE
+from nilatent.preprocess.space import affine_in_mm
 from nilatent.progress import track
 from nilatent.provenance import atomic, hash_file, read_json
 from nilatent.volumes import Grid, template_array
@@ -36,7 +38,7 @@ def write_native(
     path : Path
         The map, (x, y, z) in template space.
     out : Path
-        Receives ``<scan_id>_space-orig_<name of the map>.nii.gz``.
+        Receives ``<scan_id>_space-orig_<name of the map>.nii.gz``; dots in the name stay.
     labels : bool
         As in :func:`to_native`.
     originals : Cohort, optional
@@ -50,10 +52,12 @@ def write_native(
     Raises
     ------
     GridError
-        When the map cannot be read or does not lie on the template brain.
+        When the map cannot be read, does not lie on the template brain, or its labels do not fit int32.
     """
     image = _read_map(path)
     _check_map(image)
+    if labels:
+        _labels(image)
     failures, written = [], {}
     for scan_id, prepared_map in track(prepared.scans["path"].items(), total=len(prepared.scans), label="native"):
         known = originals is not None and scan_id in originals.scans.index
@@ -65,7 +69,7 @@ def write_native(
             rule = error.rule if isinstance(error, ScanError) else "same geometry as when it was prepared"
             failures.append({"scan_id": str(scan_id), "stage": "native", "rule": rule, "reason": str(error)})
             continue
-        written[scan_id] = Path(out) / f"{scan_id}_space-orig_{path.name.split('.')[0]}.nii.gz"
+        written[scan_id] = Path(out) / f"{scan_id}_space-orig_{ENDING.sub('', path.name)}.nii.gz"
         with atomic(written[scan_id]) as temporary:
             nib.save(back, temporary)
     left = exclude(prepared, failures)
@@ -93,7 +97,8 @@ def to_native(
     side_car : Path
         JSON file of the prepared map of that scan; the transforms lie beside it.
     labels : bool
-        Take the nearest voxel and keep the data type (label images); otherwise linear interpolation, float32.
+        Take the nearest voxel and keep the data type (label images; 64-bit integers become int32, which NIfTI readers
+        agree on); otherwise linear interpolation, float32.
     original : Path, optional
         The subject's file, to check that it still has the geometry it had when it was prepared.
 
@@ -106,7 +111,8 @@ def to_native(
     Raises
     ------
     GridError
-        When the map does not lie on the template brain, or the original has another geometry than it had.
+        When the map does not lie on the template brain or its labels do not fit int32, or the original has another
+        geometry than it had.
     ScanError
         When the side-car is not one of a prepared scan, or it or a transform was changed since.
 
@@ -124,7 +130,7 @@ def to_native(
     if original is not None:
         _check_original(original, shape, affine)
     back = _transform(side_car, record, to_template)
-    array = np.asarray(image.dataobj) if labels else image.get_fdata(dtype=np.float32)
+    array = _labels(image) if labels else image.get_fdata(dtype=np.float32)
     order = 0 if labels else 1
     if back is None:
         values = resampling.look_up(array, image.affine, shape, to_template @ affine, order=order)
@@ -152,6 +158,20 @@ def _check_map(image: nib.Nifti1Image) -> None:
         )
 
 
+def _labels(image: nib.Nifti1Image) -> npt.NDArray[Any]:
+    """(x, y, z) labels of a type that NIfTI readers agree on."""
+    labels = np.asarray(image.dataobj)
+    if labels.dtype.kind not in "iu" or labels.dtype.itemsize < 8:
+        return labels
+    limits, low, high = np.iinfo(np.int32), int(labels.min()), int(labels.max())
+    if not limits.min <= low <= high <= limits.max:
+        raise GridError(
+            f"The labels of the map run from {low} to {high}, they must fit 32-bit integers ({limits.min} to "
+            f"{limits.max}). Number them anew, or leave out labels=True if they are no labels."
+        )
+    return labels.astype(np.int32)
+
+
 def _record(side_car: Path) -> Mapping[str, Any]:
     rule, step = "side-car of a prepared scan", "Give the JSON file beside the prepared map, or prepare the scan again."
     try:
@@ -173,7 +193,8 @@ def _check_original(path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.f
         image = nib.load(path)
     except (OSError, ImageFileError) as error:
         raise GridError(f"{path} cannot be read: {error}. Restore it, or prepare the scan again.") from error
-    if image.shape[:3] != shape or not np.allclose(image.affine, affine, atol=SAME_AFFINE_MM):
+    # The affine that was kept is in millimetres, whatever unit the header states.
+    if image.shape[:3] != shape or not np.allclose(affine_in_mm(image), affine, atol=SAME_AFFINE_MM):
         raise GridError(
             f"{path} has another shape or affine than when it was prepared ({'x'.join(map(str, shape))} voxels, origin "
             f"{np.round(affine[:3, 3], 1).tolist()}). Restore it, or prepare the scan again."

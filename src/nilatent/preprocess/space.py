@@ -150,7 +150,7 @@ def _read(path: Path) -> Scan:
     if not isinstance(image, SpatialImage):
         found = f"nibabel reads it as {type(image).__name__}"
         raise _refusal(path, "three dimensions", found, "Give a volume, such as a NIfTI file.")
-    shape, matrix = tuple(image.shape), _millimetres(image)
+    shape, matrix = tuple(image.shape), affine_in_mm(image)
     _check_shape(path, shape, image.get_data_dtype())
     _check_geometry(path, shape[:3], matrix)
     oriented_by, aligned_to, description = _header_words(path, image)
@@ -185,8 +185,19 @@ def _check_offset(path: Path) -> None:
             raise _refusal(path, "readable", f"the header says that an extension of it has {n_bytes} bytes", DAMAGED)
 
 
-def _millimetres(image: SpatialImage) -> npt.NDArray[np.float64]:
-    """The affine, scaled when the header states another unit and only that unit gives voxels of a brain scan."""
+def affine_in_mm(image: SpatialImage) -> npt.NDArray[np.float64]:
+    """Affine of a brain scan in millimetres.
+
+    Parameters
+    ----------
+    image : SpatialImage
+        The scan; its voxels are not read.
+
+    Returns
+    -------
+    ndarray
+        (4, 4), as the header has it; scaled when that states metres or micrometres and these give voxels of a brain scan.
+    """
     affine = np.array(image.affine, dtype=float)
     if isinstance(image.header, nib.Nifti1Header):
         factor = UNIT_MM.get(image.header.get_xyzt_units()[0], 1.0)

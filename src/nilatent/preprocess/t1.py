@@ -58,7 +58,7 @@ def prepare_t1(
     found = tissue.stripped_mask(scan.data, scan.voxel_ml)
     stripped = found is not None
     whole = found if found is not None else tissue.brain_mask(scan.data, scan.affine)
-    _check_brain(path, float(whole.sum()) * scan.voxel_ml)
+    _check_brain(path, float(whole.sum()) * scan.voxel_ml, oriented_by=scan.oriented_by)
     box, affine = resampling.box_around(whole, scan.affine, margin_mm=CROP_MARGIN_MM)
     mask, head = whole[box], np.ascontiguousarray(scan.data[box])
     field = intensity.bias_field(head, mask, scan.voxel_mm)
@@ -195,10 +195,13 @@ def _labels(
     return labels
 
 
-def _check_brain(path: Path, volume_ml: float) -> None:
+def _check_brain(path: Path, volume_ml: float, *, oriented_by: str) -> None:
     if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
         found = f"the brain found in it has {volume_ml:.0f} ml, expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}"
         step = "Check that it is a T1 scan of a whole head and its voxel size is right."
+        if oriented_by == "nothing":
+            # deepbet knows heads the right way up.
+            step = "Its header does not say which way up it lies (no sform, no qform): set one, or convert the scan again."
         raise _broken(path, "brain volume", found, step)
 
 

@@ -1,0 +1,304 @@
+"""River: the pools of one output folder, each filled by one function and skipped when nothing it depends on has changed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
+from nilatent.analysis.lrcp import lrcp
+from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
+from nilatent.analysis.projections import projections
+from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
+from nilatent.analysis.reconstruction import reconstruction
+from nilatent.analysis.regional import read_regions, regional, write_regions
+from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
+from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort, write_excluded
+from nilatent.config import RunConfig, sized, write_config
+from nilatent.encode import encode, reconstructions
+from nilatent.errors import CohortError
+from nilatent.finding import Finding, not_run, write_finding
+from nilatent.latents import read_latents, write_latents
+from nilatent.preprocess.quality import quality
+from nilatent.preprocess.recipe import fingerprint, prepare
+from nilatent.provenance import atomic, content_hash, is_fresh, seal
+from nilatent.report import build
+from nilatent.report.quality import build as build_quality
+from nilatent.study import check_study, listed_exclusions, stratified
+from nilatent.training.checkpoint import load_model
+from nilatent.training.cost import cost_of
+from nilatent.training.loop import train
+from nilatent.training.remedy import train_with_remedies
+from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
+
+VOLUME_FILES = ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")
+QUESTIONS = {
+    "reconstruction": RECONSTRUCTION_QUESTION,
+    "projections": PROJECTIONS_QUESTION,
+    "lrcp": LRCP_QUESTION,
+}
+
+
+class River:
+    """The pools of one output folder: each method fills one unless it is fresh, and reads it back from disk.
+
+    Parameters
+    ----------
+    out : Path
+        The output folder.
+    config : RunConfig
+        Every setting.
+    """
+
+    def __init__(self, out: Path, config: RunConfig) -> None:
+        # Prepared maps are named by absolute paths, and what a stage wrote is listed relative to its folder.
+        self.out = Path(out).absolute()
+        self.config = config
+        self.hashes: dict[str, str] = {}
+        self.console = Console(stderr=True)
+
+    def _stage(
+        self, name: str, record: Path, *, settings: object, needs: Sequence[str], fill: Callable[[], Sequence[Path]]
+    ) -> None:
+        inputs = {need: self.hashes[need] for need in needs}
+        if is_fresh(record, stage=name, settings=settings, inputs=inputs):
+            self.console.print(f"{name}: up to date", style="dim", highlight=False)
+        else:
+            self.console.print(f"{name} ...", highlight=False)
+            outputs = fill()
+            seal(record, stage=name, settings=settings, inputs=inputs, outputs=outputs, seed=self.config.seed)
+        self.hashes[name] = content_hash(record)
+
+    def cohort(self, sources: Sequence[Path]) -> Cohort:
+        """Read the sources, leave out what the study leaves out, and check what it asks for; none: as it was read."""
+        study = self.config.study
+        if not sources:
+            known = load_cohort(self.out / "cohort")
+            check_study(known, self.config)
+            self.hashes["cohort"] = known.content_hash
+            return known
+        found = read_cohort(sources, suffix=study.image, column_aliases=study.columns)
+        if study.exclude:
+            found = exclude(found, listed_exclusions(found, Path(study.exclude)))
+        check_study(found, self.config)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, self.out / "study.toml")
+        write_cohort(found, self.out / "cohort")
+        self.hashes["cohort"] = found.content_hash
+        self.console.print(
+            f"cohort: {len(found.scans)} scans of {found.n_subjects} subjects, {len(found.excluded)} left out",
+            highlight=False,
+        )
+        return found
+
+    def prepared(self, cohort: Cohort, *, n_procs: int, scheduler: str) -> Cohort:
+        """Maps on the grid; scans that fail are listed and the rest goes on."""
+        folder = self.out / "prepared"
+        listed = folder / "excluded.tsv"
+
+        def fill() -> list[Path]:
+            done = prepare(cohort, folder, self.config.recipe, n_procs=n_procs, scheduler=scheduler)
+            if done.scans.empty:
+                reasons = "\n".join(f"  {row.scan_id}: {row.reason}" for row in done.excluded.itertuples())
+                raise CohortError(f"No scan could be prepared.\n{reasons}")
+            written = [path for path in write_cohort(done, folder) if path != listed]
+            return [*written, *(Path(path) for path in done.scans["path"])]
+
+        if not listed.is_file():
+            (folder / "provenance.json").unlink(missing_ok=True)
+        self._stage(
+            "prepared",
+            folder / "provenance.json",
+            settings=fingerprint(self.config.recipe),
+            needs=["cohort"],
+            fill=fill,
+        )
+        # Scans that never came this far may differ from the last run's while the maps are the same: the list is no
+        # output of the stage, and holds those of this run beside those that could not be prepared.
+        done = load_cohort(folder)
+        failed = done.excluded[done.excluded["stage"] == "prepare"]
+        done = replace(done, excluded=pd.concat([cohort.excluded, failed], ignore_index=True))
+        write_excluded(done, listed)
+        self.quality(done)
+        return done
+
+    def quality(self, prepared: Cohort) -> None:
+        """A page with a row of slices per scan, ``prepared/quality.html``, from the finding in ``prepared/quality/``."""
+        folder = self.out / "prepared"
+        record = folder / "quality" / "provenance.json"
+
+        def fill() -> list[Path]:
+            written = write_finding(quality(prepared, folder=folder), folder / "quality")
+            build_quality(folder)
+            return written
+
+        if not (folder / "quality.html").is_file():
+            record.unlink(missing_ok=True)
+        dropped = prepared.excluded[["scan_id", "stage", "rule"]].astype(str).to_numpy().tolist()
+        self._stage("quality", record, settings={"dropped": dropped}, needs=["prepared"], fill=fill)
+
+    def volumes(self, prepared: Cohort) -> Volumes:
+        """One memory-mapped cache."""
+        folder = self.out / "volumes"
+        grid, target = Grid.mni(self.config.recipe.spacing_mm), self.config.recipe.target
+
+        def fill() -> list[Path]:
+            pack(prepared, grid, folder, mask=gm_mask(grid) if target == "gm" else brain_mask(grid))
+            return [folder / name for name in VOLUME_FILES]
+
+        settings = grid.to_dict() | ({} if target == "gm" else {"target": target})
+        self._stage("volumes", folder / "provenance.json", settings=settings, needs=["prepared"], fill=fill)
+        return open_volumes(folder)
+
+    def grey(self, prepared: Cohort, volumes: Volumes) -> Volumes:
+        """Grey-matter maps on the same grid: the volumes themselves, unless T1 intensities are modelled."""
+        if self.config.recipe.target == "gm":
+            self.hashes["grey"] = self.hashes["volumes"]
+            return volumes
+        folder, grid = self.out / "grey", volumes.grid
+        maps = replace(prepared, scans=prepared.scans.assign(path=prepared.scans["gm_path"]))
+
+        def fill() -> list[Path]:
+            pack(maps, grid, folder)
+            return [folder / name for name in VOLUME_FILES]
+
+        self._stage("grey", folder / "provenance.json", settings=grid.to_dict(), needs=["prepared"], fill=fill)
+        return open_volumes(folder)
+
+    def regions(self, volumes: Volumes) -> RegionWeights:
+        """Mean grey matter per atlas region, in ``regions.tsv``; `volumes` hold grey matter."""
+        atlas = self._atlas()
+        weights = region_weights(atlas, volumes.grid, volumes.mask)
+        self._stage(
+            "regions",
+            self.out / "regions.provenance.json",
+            settings={"atlas": atlas.sha256},
+            needs=["grey"],
+            fill=lambda: write_regions(regional(volumes, weights), weights, self.out),
+        )
+        return weights
+
+    def _atlas(self) -> Atlas:
+        table = self.config.atlas.table
+        return load_atlas(self.config.atlas.spec, table=Path(table) if table else None)
+
+    def parts(self, prepared: Cohort) -> pd.DataFrame:
+        """Part and fold of every scan, in ``split.tsv``; stratified by group and sex unless told otherwise."""
+        path = self.out / "split.tsv"
+        settings = stratified(self.config, prepared)
+
+        def fill() -> list[Path]:
+            with atomic(path) as temporary:
+                split(prepared, settings).to_csv(temporary, sep="\t", index_label="scan_id")
+            return [path]
+
+        self._stage("split", self.out / "split.provenance.json", settings=settings, needs=["prepared"], fill=fill)
+        return pd.read_csv(
+            path, sep="\t", dtype={"scan_id": str, "subject_id": str, "part": str, "fold": int}
+        ).set_index("scan_id")
+
+    def model(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """The trained model, in ``model/``."""
+        folder = self.out / "model"
+        model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
+
+        def fill() -> list[Path]:
+            training = self.config.training
+            start = folder / "attempts" / "0" if self.config.remedy else folder
+            cost = cost_of(volumes, parts, model_config, training, start)
+            self.console.print(f"model: {cost.sentence}", highlight=False)
+            (folder / "attempts.json").unlink(missing_ok=True)
+            if self.config.remedy:
+                train_with_remedies(volumes, parts, model_config, training, folder)
+            else:
+                train(volumes, parts, model_config, training, folder)
+            # What is needed to resume is not part of the model, and the history holds seconds, which differ.
+            passing = {"provenance.json", "start.safetensors", "resume.safetensors", "history.tsv", "attempts.json"}
+            return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
+
+        self._stage(
+            "model",
+            folder / "provenance.json",
+            settings={"model": model_config, "training": self.config.training}
+            | ({"remedy": True} if self.config.remedy else {}),
+            needs=["volumes", "split"],
+            fill=fill,
+        )
+
+    def latents(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
+        self._stage(
+            "latents",
+            self.out / "latents.provenance.json",
+            settings={},
+            needs=["model", "volumes", "split"],
+            fill=lambda: write_latents(encode(load_model(self.out / "model"), volumes, parts), self.out),
+        )
+
+    def findings(
+        self,
+        prepared: Cohort,
+        volumes: Volumes,
+        parts: pd.DataFrame,
+        weights: RegionWeights,
+        *,
+        only: Sequence[str],
+    ) -> None:
+        """Every analysis that the study's columns allow, in ``findings/``."""
+        config, study = self.config, self.config.study
+        latents, regions = read_latents(self.out), read_regions(self.out).values
+        common = ["latents", "regions", "volumes", "split", "prepared"]
+        asked = {"study": study, "seed": config.seed}
+
+        def reconstructed() -> Finding:
+            model = load_model(self.out / "model")
+            rows = volumes.rows(list(parts.index))
+            return reconstruction(
+                volumes,
+                reconstructions(model, volumes, rows),
+                parts,
+                prepared.scans,
+                n_latent=model.model_config.n_latent,
+                seed=config.seed,
+                group=study.group,
+                model_note=model.result["summary"],
+                target=config.recipe.target,
+            )
+
+        def projected() -> Finding:
+            return projections(latents, regions, prepared.scans, group=study.group, site=study.site, seed=config.seed)
+
+        def profiled() -> Finding:
+            return lrcp(latents, regions, prepared.scans, weights, volumes.grid, gm_mask(volumes.grid), config.lrcp)
+
+        analyses = {
+            "reconstruction": (reconstructed, asked, [*common, "model"]),
+            "projections": (projected, asked, common),
+            "lrcp": (profiled, asked | {"lrcp": config.lrcp}, common),
+        }
+        for name, (analyse, settings, needs) in analyses.items():
+            if not only or name in only:
+                self._finding(name, analyse, settings=settings, needs=needs)
+
+    def _finding(self, name: str, analyse: Callable[[], Finding], *, settings: object, needs: Sequence[str]) -> None:
+        folder = self.out / "findings" / name
+        self._stage(
+            name,
+            folder / "provenance.json",
+            settings=settings,
+            needs=needs,
+            fill=lambda: write_finding(analyse(), folder),
+        )
+
+    def nothing_found(self, reason: str) -> None:
+        """Findings that say why they were not run."""
+        self.console.print(f"no model: {reason}", highlight=False)
+        for name, question in QUESTIONS.items():
+            write_finding(not_run(name, question, reason), self.out / "findings" / name)
+
+    def report(self) -> None:
+        """``report.html``, from the files of the folder."""
+        self.console.print("report ...", highlight=False)
+        build(self.out)
