@@ -179,7 +179,9 @@ def read_scans(arguments: argparse.Namespace) -> tuple[list[Path], list[Path | N
         if source.is_file():
             table = pd.read_csv(source, sep="\t")
             paths += [Path(path) for path in table["path"]]
-            manuals += [Path(path) if isinstance(path, str) else None for path in table.get("manual", [None] * len(table))]
+            manuals += [
+                Path(path) if isinstance(path, str) else None for path in table.get("manual", [None] * len(table))
+            ]
         else:
             found = [Path(path) for path in read_cohort([source], suffix="T1w").scans["path"]]
             paths += found

@@ -93,6 +93,28 @@ def test_a_name_says_tissue_treatment_place_and_scan(name):
     assert said.is_grey == (said.tissue == "GM" and said.in_template)
 
 
+@pytest.mark.parametrize(
+    ("description", "modulation"),
+    [
+        ("modulated", "all"),
+        ("Modulated", "all"),
+        ("modulatedSmooth8", "all"),
+        ("unmodulated", "none"),
+        ("nonmodulated", "none"),
+        ("nonModulatedSmooth8", "none"),
+        ("non-modulated", "none"),
+        ("un-modulated", "none"),
+        ("notmodulated", "none"),
+        ("smooth8notModulated", "none"),
+        ("preproc", "none"),
+    ],
+)
+def test_a_description_that_denies_modulation_is_believed(description, modulation):
+    said = read_map_name(f"sub-01_space-MNI152NLin6Asym_label-GM_desc-{description}_probseg.nii.gz")
+    assert said is not None
+    assert said.modulation == modulation
+
+
 @pytest.mark.parametrize("name", OTHERS.split())
 def test_other_images_are_no_tissue_maps(name):
     assert read_map_name(name) is None

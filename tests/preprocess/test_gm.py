@@ -88,6 +88,17 @@ def test_a_map_stored_in_eight_bits_with_a_slope_is_the_same_map(tmp_path, maps)
     np.testing.assert_allclose(packed, whole, atol=data.max() / 255)
 
 
+def test_a_little_below_nothing_is_nothing(tmp_path, maps, rng):
+    data, affine = maps[0]["gm"], maps[1]
+    below = np.where(data < 0.01, rng.uniform(-0.08, 0, data.shape), data).astype(np.float32)
+    made, clipped = (
+        prepared(tmp_path, f"mwp1{name}.nii.gz", values, affine)
+        for name, values in (("below", below), ("clipped", np.maximum(below, 0)))
+    )
+    np.testing.assert_allclose(made.maps["gm"], clipped.maps["gm"], atol=1e-6)
+    assert made.measures["gm_ml"] == pytest.approx(float(below[below > 0].sum()) * 0.008, rel=0.01)
+
+
 NAMED = {
     "mwp1sub-01_T1w.nii": ("CAT12", True, CAT12_SPACE, None),
     "CAT12.8.2_r2166/mri/m0wp1sub-01_T1w.nii": ("CAT12.8.2_r2166", "nonlinear", CAT12_SPACE, None),
@@ -139,6 +150,8 @@ def test_what_spm_wrote_into_the_header_is_read(tmp_path, maps):
     words = "Jac. sc. warped tissue class 1 - conv(8,8,8)"
     notes = prepared(tmp_path, "renamed.nii", grey, affine, description=words, code=4).notes
     assert (notes["Modulated"], notes["SmoothedBefore"], notes["SourceSpace"]) == (True, 8.0, "MNI152, by its header")
+    words = "Warped tissue class 1 - conv(4,9,6)"
+    assert prepared(tmp_path, "renamed.nii", grey, affine, description=words).notes["SmoothedBefore"] == 9
     words = "Smoothed (10x10x10 subopt) warped"
     assert prepared(tmp_path, "renamed.nii", grey, affine, description=words).notes["SmoothedBefore"] == 10
     for words, rule in [("Warped tissue class 2", "shows grey matter"), ("Tissue class 1", "lies in MNI space")]:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -26,6 +28,32 @@ def test_percentile_scaling_uses_the_mask_alone(rng):
 def test_bias_range_is_the_ratio_of_percentiles():
     field = np.linspace(1, 2, 101, dtype=np.float32).reshape(101, 1, 1)
     assert intensity.bias_range(field, np.ones(field.shape, dtype=bool)) == pytest.approx(1.95 / 1.05)
+
+
+@pytest.mark.parametrize("voxel_mm", [(2.0, 2.0, 2.0), (1.0, 2.0, 3.0)])
+def test_the_field_lies_where_the_brain_lies(monkeypatch, voxel_mm):
+    """The engine's stand-in calls the image itself its bias field, so that the field found must be the image."""
+    shape = (71, 63, 57)
+    x, y, z = np.indices(shape) * np.reshape(voxel_mm, (3, 1, 1, 1))
+    log_data = 0.3 * np.sin(x / 12) + 0.2 * np.cos(y / 14) + 0.25 * np.sin(z / 13)
+    mask = np.zeros(shape, dtype=bool)
+    mask[17:, 23:, 11:] = True
+
+    def from_numpy(values, *, spacing):
+        assert spacing == [6.0, 6.0, 6.0]
+        return values
+
+    def n4_bias_field_correction(image, **_):
+        return SimpleNamespace(numpy=lambda: image)
+
+    engine = SimpleNamespace(from_numpy=from_numpy, n4_bias_field_correction=n4_bias_field_correction)
+    monkeypatch.setattr(intensity, "require", lambda *_, **__: engine)
+    found = np.log(intensity.bias_field(100 * np.exp(log_data).astype(np.float32), mask, np.array(voxel_mm)))
+    assert found[mask].mean() == pytest.approx(0, abs=1e-4)
+    # Before the first and after the last voxel that the engine saw, the field goes on as it is there.
+    inner = tuple(slice(start + 6, side - 6) for start, side in zip((17, 23, 11), shape, strict=True))
+    away = (found - log_data)[inner]
+    assert away.std() < 0.01 < log_data[inner].std() / 10
 
 
 @pytest.mark.slow

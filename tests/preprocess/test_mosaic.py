@@ -51,6 +51,15 @@ def test_tissues_keep_their_labels_and_their_side(ramps):
     assert (axial.sel(x=slice(-60, 16), y=slice(-60, -4)) == 0).all()
 
 
+def test_between_fluid_and_background_there_is_no_other_tissue():
+    tissues = np.zeros(SHAPE, dtype=np.uint8)
+    tissues[20:45, 20:50, 20:40] = 3
+    data = np.ones(SHAPE, dtype=np.float32)
+    made = mosaic.scan_mosaic(data, AFFINE, tissues, to_scan=mosaic.affine_points(TO_TEMPLATE))
+    for plane in mosaic.PLANES:
+        assert set(np.unique(made[f"{plane}_tissue"])) == {0, 3}
+
+
 def test_the_way_back_decides_what_is_seen(ramps):
     data, tissues = ramps
     right = mosaic.scan_mosaic(data, AFFINE, tissues, to_scan=mosaic.affine_points(TO_TEMPLATE))

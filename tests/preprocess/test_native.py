@@ -10,6 +10,7 @@ from nilatent.cohort import Cohort
 from nilatent.errors import GridError, ScanError
 from nilatent.preprocess import native, registration, resampling, warping
 from nilatent.preprocess.derivative import SPACE
+from nilatent.preprocess.space import load_scan
 from nilatent.provenance import hash_file
 from nilatent.volumes import Grid
 
@@ -153,3 +154,48 @@ def test_a_map_goes_back_to_every_scan_and_the_changed_one_is_listed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["sub-01_space-orig_effect.nii.gz"]
     with pytest.raises(GridError, match="cannot be read"):
         native.write_native(prepared, tmp_path / "sub-03" / "raw.nii.gz", tmp_path / "back")
+
+
+def test_names_with_dots_stay_apart(tmp_path):
+    grid = Grid.mni(4.0)
+    side_car = write_side_car(tmp_path, stored("RAS"))
+    row = {"subject_id": "sub-01", "path": str(side_car).replace(".json", ".nii.gz")}
+    prepared = Cohort(pd.DataFrame.from_dict({"sub-01": row}, orient="index"))
+    for level, name in enumerate(("thr_0.05.nii.gz", "thr_0.01.nii.gz", "thr_0.001.nii"), start=1):
+        nib.save(grid.to_image(np.full(grid.shape, level, np.float32)), tmp_path / name)
+        native.write_native(prepared, tmp_path / name, tmp_path / "back")
+    names = [f"sub-01_space-orig_thr_{threshold}.nii.gz" for threshold in ("0.05", "0.01", "0.001")]
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(names)
+    assert [nib.load(tmp_path / "back" / name).get_fdata().max() for name in names] == pytest.approx([1, 2, 3])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_labels_in_64_bits_come_back_in_32_and_larger_ones_are_refused(tmp_path, dtype):
+    grid = Grid.mni(4.0)
+    labels = np.full(grid.shape, 7, dtype)
+    # No 32-bit float holds this number.
+    labels[:, : grid.shape[1] // 2] = 2**24 + 1
+    side_car = write_side_car(tmp_path, stored("LAS"))
+    back = native.to_native(nib.Nifti1Image(labels, grid.affine, dtype=dtype), side_car, labels=True)
+    assert back.get_data_dtype() == np.int32
+    assert set(np.unique(back.dataobj)) <= {0, 7, 2**24 + 1}
+    assert {7, 2**24 + 1} <= set(np.unique(back.dataobj))
+    labels[0, 0, 0] = 2**31
+    nib.save(nib.Nifti1Image(labels, grid.affine, dtype=dtype), tmp_path / "labels.nii.gz")
+    row = {"subject_id": "sub-01", "path": str(side_car).replace(".json", ".nii.gz")}
+    prepared = Cohort(pd.DataFrame.from_dict({"sub-01": row}, orient="index"))
+    with pytest.raises(GridError, match="run from 7 to 2147483648, they must fit 32-bit integers"):
+        native.write_native(prepared, tmp_path / "labels.nii.gz", tmp_path / "back", labels=True)
+
+
+@pytest.mark.parametrize(("unit", "by"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
+def test_an_original_in_another_unit_is_the_one_that_was_prepared(tmp_path, rng, unit, by):
+    image = Grid.mni(4.0).to_image(np.ones(Grid.mni(4.0).shape))
+    original = nib.Nifti1Image(rng.random(SHAPE).astype(np.float32), np.diag([1 / by] * 3 + [1]) @ stored("LAS"))
+    original.header.set_xyzt_units(unit)
+    nib.save(original, tmp_path / "original.nii.gz")
+    scan = load_scan(tmp_path / "original.nii.gz")
+    np.testing.assert_allclose(scan.stored_affine, stored("LAS"), rtol=1e-5)
+    side_car = write_side_car(tmp_path, scan.stored_affine)
+    back = native.to_native(image, side_car, original=tmp_path / "original.nii.gz")
+    np.testing.assert_allclose(back.affine, stored("LAS"), rtol=1e-5)

@@ -4,6 +4,7 @@ import pytest
 
 from nilatent.cohort import Cohort
 from nilatent.finding import read_finding, write_finding
+from nilatent.plots.quality import WORST_FIRST
 from nilatent.preprocess import quality
 from nilatent.volumes import Grid, template_array
 
@@ -101,6 +102,20 @@ def test_correlation_with_the_template_does_not_depend_on_the_spacing():
     for name in ("template_correlation", "outside_fraction"):
         assert found[2.0][name] == pytest.approx(found[4.0][name], abs=0.01)
     assert found[4.0]["template_correlation"] < 0.7
+
+
+def test_grey_matter_is_outside_only_where_the_template_has_no_brain_at_all():
+    mask, grid = template_array("mask", 4.0), Grid.mni(4.0)
+    edge, beyond = ((mask > 0) & (mask < 0.5)).astype(np.float32), (mask == 0).astype(np.float32)
+    assert edge.sum() > 100
+    assert quality.gm_measures(edge, grid)["outside_fraction"] == pytest.approx(0, abs=1e-6)
+    expected = 3 * beyond.sum() / (edge.sum() + 3 * beyond.sum())
+    assert quality.gm_measures(edge + 3 * beyond, grid)["outside_fraction"] == pytest.approx(expected)
+
+
+def test_the_page_sorts_by_the_side_that_is_bad():
+    assert set(WORST_FIRST) == {name for name, (_, _, side) in quality.MEASURES.items() if side == "high"}
+    assert set(WORST_FIRST.values()) == {"high"}
 
 
 VOXEL = np.array([1.0, 1.0, np.sqrt(2.0)])

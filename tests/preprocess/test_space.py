@@ -3,6 +3,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from nilatent.errors import ScanError
 from nilatent.preprocess import space
@@ -88,3 +89,12 @@ def test_bad_scan_is_refused_by_rule_and_file(tmp_path, rng, rule):
 def test_a_last_axis_of_length_one_is_no_fourth_dimension(tmp_path, rng):
     data = blob(rng)
     assert space.load_scan(save(tmp_path / "scan.nii.gz", data[..., None])).data.shape == SHAPE
+
+
+def test_a_voxel_has_the_volume_of_its_sides_in_millilitres(tmp_path, rng):
+    turn = Rotation.from_euler("xyz", [20, -10, 15], degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-5.0, 4.0, 6.0])
+    scan = space.load_scan(save(tmp_path / "scan.nii.gz", blob(rng), affine))
+    assert scan.voxel_ml == pytest.approx(0.12)
+    assert sorted(scan.voxel_mm) == pytest.approx([4, 5, 6])

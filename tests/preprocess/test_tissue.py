@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -221,3 +223,44 @@ def test_coarse_and_flat_voxels_are_segmented_too(folded):
     priors = [prior[thick] for prior in blurred(truth, 2)]
     found = segment(data[thick], mask[thick], priors, np.array([1.0, 1.0, 3.0]))
     assert (found.argmax(axis=0) == truth[:, *thick].argmax(axis=0))[mask[thick]].mean() > 0.95
+
+
+def naive_step(mixture, values, prior):
+    """A step of expectation maximisation, voxel by voxel, with the densities in closed form."""
+    pairs = [(CSF, GM), (GM, WM)]
+    normal = NormalDist()
+    rows, promised = [], []
+    for value, share in zip(values, prior.T, strict=True):
+        kinds = [*share, *(np.sqrt(share[a] * share[b]) for a, b in pairs)]
+        common = [kind * mixture.common[number] for number, kind in enumerate(kinds)]
+        likely = [NormalDist(mixture.mean[t], mixture.spread[t]).pdf(value) for t in (GM, WM, CSF)]
+        for a, b in pairs:
+            noise = (mixture.spread[a] + mixture.spread[b]) / 2
+            step = normal.cdf((value - mixture.mean[a]) / noise) - normal.cdf((value - mixture.mean[b]) / noise)
+            likely.append(step / (mixture.mean[b] - mixture.mean[a]))
+        promised.append(np.array(common) / np.sum(common))
+        weight = np.array(common) * likely
+        rows.append(weight / weight.sum())
+    found, promised = np.array(rows), np.array(promised)
+    mean = [np.average(values, weights=found[:, t]) for t in (GM, WM, CSF)]
+    variance = [np.average((values - mean[t]) ** 2, weights=found[:, t]) for t in (GM, WM)]
+    solid = found[:, [GM, WM]].sum() / promised[:, [GM, WM]].sum()
+    common = mixture.common[:5] * (found.sum(axis=0) / promised.sum(axis=0)) / solid
+    common[[GM, WM]] = 1
+    return mean, np.sqrt([*variance, variance[WM]]), common
+
+
+def test_a_step_is_expectation_maximisation_with_one_noise_for_fluid_and_white_matter(rng):
+    levels = np.linspace(0, 130, tissue.LEVELS)
+    truth = rng.choice([GM, WM, CSF], 600, p=[0.5, 0.4, 0.1])
+    # Fluid is far wider than the noise, and there is less of it than the priors promise.
+    values = INTENSITY[truth] + np.array([5.0, 4.0, 9.0])[truth] * rng.normal(size=600)
+    level = tissue._nearest_level(values.astype(np.float32), levels)
+    prior = rng.dirichlet([3, 3, 2], 600).T.astype(np.float32)
+    common = np.array([1.0, 1, 0.8, 1.5, 0.6, 1])
+    start = tissue._Mixture(levels, np.array([62.0, 97, 25]), np.array([6.0, 5, 9]), common)
+    made = tissue._step(start, level, tissue._kinds(prior))
+    mean, spread, common = naive_step(start, levels[level], prior)
+    np.testing.assert_allclose(made.mean, mean, rtol=1e-3)
+    np.testing.assert_allclose(made.spread, spread, rtol=1e-3)
+    np.testing.assert_allclose(made.common[:5], common, rtol=1e-3)

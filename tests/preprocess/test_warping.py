@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -36,6 +38,40 @@ def test_ants_moves_an_image_to_where_the_field_says(rng, tmp_path):
     expected = resampling.look_up(data, affine, grid.shape, moved_from, order=1)
     assert moved.sum() > 1
     np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+class Engine:
+    """Stands in for ants: keeps the images it is given, and finds the field it was told to, in its own convention (LPS)."""
+
+    def __init__(self, found):
+        self.found, self.given = found, []
+        self.internal = SimpleNamespace(get_pointer_string=lambda _: "image")
+
+    def from_numpy(self, data, **_):
+        self.given.append(data)
+        return data
+
+    def registration(self, command, _):
+        start = command[command.index("--output") + 1]
+        for name, vector in self.found.items():
+            field = np.broadcast_to(np.float32(vector), (3, 4, 5, 1, 3))
+            nib.save(nib.Nifti1Image(field, np.eye(4)), f"{start}0{name}.nii.gz")
+
+
+def test_the_engine_sees_a_brain_in_the_units_of_the_template(tmp_path, monkeypatch, rng):
+    brain = np.zeros(Grid.mni(warping.SPACING_MM).shape, dtype=np.float32)
+    brain[10:60, 12:80, 9:70] = rng.uniform(0.01, 1, (50, 68, 61))
+    brain[30, 30, 30] = 5  # a vessel
+    engine = Engine({"Warp": (1, 2, 3), "InverseWarp": (-1, -2, -3)})
+    monkeypatch.setattr(warping, "require", lambda *_, **__: engine)
+    for unit in (1, 700, 1e-3):
+        forward, inverse = warping.register_syn(brain * np.float32(unit), work=tmp_path)
+    assert (forward[:, 1, 2, 3].tolist(), inverse[:, 1, 2, 3].tolist()) == ([-1, -2, 3], [1, 2, -3])
+    np.testing.assert_array_equal(engine.given[0], template_array("t1", warping.SPACING_MM))
+    top = np.quantile(brain[brain > 0], 0.998)
+    for moving in engine.given[1::2]:
+        np.testing.assert_allclose(moving, np.minimum(brain / top, 1), atol=1e-5)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

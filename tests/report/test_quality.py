@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,14 +17,14 @@ from tests.report.test_browser import CHROMIUM, OPTIONS
 
 from nilatent.cohort import Cohort
 from nilatent.config import read_config
-from nilatent.finding import write_finding
-from nilatent.pipeline import River
+from nilatent.finding import read_finding, write_finding
 from nilatent.preprocess import mosaic
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.quality import outlier_flags, quality
 from nilatent.preprocess.recipe import prepare
 from nilatent.provenance import hash_file
 from nilatent.report import quality as quality_page
+from nilatent.river import River
 from nilatent.volumes import Grid, template
 
 Make = Callable[..., Path]
@@ -39,6 +40,7 @@ def make_prepared(tmp_path: Path, rng: np.random.Generator) -> Make:
         scans["path"] = [str(tmp_path / name / "anat" / f"{name}_space-MNI_label-GM_probseg.nii.gz") for name in ids]
         scans["homogeneity"] = np.round(0.7 + 0.002 * rng.permutation(n_scans), 4)
         scans["mask_dice"] = [0.95, 0.81, *np.linspace(0.951, 0.96, n_scans - 2)]
+        scans["bias_range"] = np.linspace(1.2, 1.3, n_scans)
         scans["noise_ratio"] = [np.nan, *np.linspace(0.02, 0.03, n_scans - 1)]
         flags = outlier_flags(scans[["homogeneity", "mask_dice", "noise_ratio"]], scans["dataset"])
         scans["quality_flags"] = flags.mask(flags == "", np.nan)
@@ -82,6 +84,25 @@ def test_every_scan_has_a_row_and_those_to_look_at_come_first(make_prepared: Mak
     assert html.count('<span class="badge bad">mask Dice</span>') == 1
     assert "9 of 10" not in html
     assert "10 of 11 scans were prepared" in html
+
+
+def test_rows_go_from_the_worst_to_the_best_and_what_cannot_be_judged_is_last(make_prepared: Make) -> None:
+    folder = make_prepared()
+    found = read_finding(folder / "quality")
+    table = found.table.set_index("scan_id")
+    table.loc["sub-04", "farthest_z"] = np.nan
+    table.loc["sub-07", "flags"] = "bias_range"
+    write_finding(replace(found, table=table.reset_index()), folder / "quality")
+    flagged = sorted(("sub-01", "sub-07"), key=lambda scan: -table.at[scan, "farthest_z"])
+    calm = sorted(set(table.index) - {*flagged, "sub-04"}, key=lambda scan: -table.at[scan, "farthest_z"])
+    html = quality_page.build(folder).read_text(encoding="utf-8")
+    assert shown_scans(html) == [*flagged, *calm, "sub-04"]
+
+
+def test_a_measure_is_sorted_from_its_bad_end(make_prepared: Make) -> None:
+    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+    order = dict(re.findall(r'<option value="(\w+)" data-number="\d+" data-order="(up|down)">', html))
+    assert order == {"homogeneity": "up", "mask_dice": "up", "noise_ratio": "up", "bias_range": "down"}
 
 
 def test_a_scan_without_slices_says_so(make_prepared: Make) -> None:

@@ -201,7 +201,9 @@ def _check_brain(path: Path, volume_ml: float, *, oriented_by: str) -> None:
         step = "Check that it is a T1 scan of a whole head and its voxel size is right."
         if oriented_by == "nothing":
             # deepbet knows heads the right way up.
-            step = "Its header does not say which way up it lies (no sform, no qform): set one, or convert the scan again."
+            step = (
+                "Its header does not say which way up it lies (no sform, no qform): set one, or convert the scan again."
+            )
         raise _broken(path, "brain volume", found, step)
 
 
