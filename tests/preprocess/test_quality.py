@@ -197,6 +197,15 @@ def test_a_cohort_of_which_nothing_is_left_is_said_to_be_so(rng, tmp_path):
     assert read_finding(tmp_path / "quality").n_scans == 0
 
 
+def test_a_difference_of_nothing_is_no_outlier(rng):
+    table, groups = cohort(rng)
+    table["gm_ml"] = 700 + rng.normal(0, 1e-3, len(table))
+    table.loc["sub-03", "gm_ml"] = 700.5
+    assert quality.outlier_flags(table, groups)["sub-03"] == ""
+    table.loc["sub-03", "gm_ml"] = 710.5
+    assert quality.outlier_flags(table, groups)["sub-03"] == "gm_ml"
+
+
 def test_many_flags_are_a_caveat_about_the_data_set(rng, tmp_path):
     whole = prepared(rng, tmp_path)
     scans = whole.scans.assign(quality_flags="mask_dice")

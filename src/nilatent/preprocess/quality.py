@@ -82,6 +82,8 @@ NAMES_SHOWN = 8
 # Iglewicz and Hoaglin's limit for the modified z score.
 OUTLIER_LIMIT = 3.5
 MIN_SCANS_FOR_OUTLIERS = 8
+# Of the median: a scan nearer than this never stands out, however alike the others are.
+MIN_RELATIVE_DISTANCE = 0.01
 # Ratios of the standard deviation of a normal variable to its median and its mean absolute deviation.
 SD_BY_MAD = 1.482602218505602
 SD_BY_MEAN_DEVIATION = 1.2533141373155001
@@ -257,7 +259,9 @@ def badness(table: pd.DataFrame, groups: pd.Series) -> pd.DataFrame:
             values, bad = members[name].to_numpy(dtype=float), MEASURES[str(name)][2]
             if not bad or np.isfinite(values).sum() < MIN_SCANS_FOR_OUTLIERS:
                 continue
-            z = robust_z(values)
+            # Where all scans are as good as equal, the farthest of them is no outlier; their order stays.
+            near = np.abs(values - np.nanmedian(values)) < MIN_RELATIVE_DISTANCE * abs(np.nanmedian(values))
+            z = np.where(near, np.clip(robust_z(values), -OUTLIER_LIMIT, OUTLIER_LIMIT), robust_z(values))
             found.loc[members.index, name] = {"low": -z, "high": z, "both": np.abs(z)}[bad]
     return found
 
