@@ -12,11 +12,18 @@ from nilatent.errors import GridError, LatentsError
 from nilatent.latents import make_latents
 from nilatent.progress import track
 from nilatent.training.checkpoint import TrainedModel
-from nilatent.training.validation import draw, posteriors
+from nilatent.training.validation import Told, draw, posteriors
 from nilatent.volumes import Volumes
 
 
-def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_size: int = 16) -> xr.Dataset:
+def encode(
+    model: TrainedModel,
+    volumes: Volumes,
+    parts: pd.DataFrame,
+    *,
+    scans: pd.DataFrame | None = None,
+    batch_size: int = 16,
+) -> xr.Dataset:
     """Latents of every scan in the cache.
 
     Parameters
@@ -27,6 +34,8 @@ def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_
         The scans, on the grid and mask of the model.
     parts : DataFrame
         Index ``scan_id``, columns ``subject_id`` and ``part``; one row for every scan in the cache.
+    scans : DataFrame, optional
+        Index ``scan_id``: the columns that the model is told of every scan, where there are any.
     batch_size : int
         Scans at a time; it changes speed and memory only.
 
@@ -49,26 +58,27 @@ def encode(model: TrainedModel, volumes: Volumes, parts: pd.DataFrame, *, batch_
     number of threads, to the rounding of the last bits.
     """
     _check_same_space(model, volumes)
-    scans = volumes.scans.index
-    absent = scans.difference(parts.index)
+    scan_ids = volumes.scans.index
+    absent = scan_ids.difference(parts.index)
     if len(absent) > 0:
         raise LatentsError(
             f"Scan {absent[0]} has no row in the split. Split the cohort again, or pack without this scan."
         )
-    rows = np.arange(len(scans))
+    rows = np.arange(len(scan_ids))
     means: list[npt.NDArray[np.float32]] = []
     log_vars: list[npt.NDArray[np.float32]] = []
-    batches = posteriors(model.module, volumes, rows, batch_size=batch_size)
-    for _, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="encode"):
+    conditions = told_of(model, volumes, scans)
+    batches = posteriors(model.module, volumes, rows, batch_size=batch_size, conditions=conditions)
+    for _, _, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="encode"):
         means.append(posterior.mean.cpu().numpy())
         log_vars.append(posterior.log_var.cpu().numpy())
     mean = np.concatenate(means)
-    known = parts.loc[scans]
+    known = parts.loc[scan_ids]
     seen = set(model.training_subjects) | set(model.validation_subjects)
     return make_latents(
         mean,
         np.concatenate(log_vars),
-        scan=list(scans),
+        scan=list(scan_ids),
         subject=list(known["subject_id"]),
         subject_in_training=list(known["subject_id"].isin(seen)),
         part=list(known["part"]),
@@ -95,16 +105,24 @@ def image_scale(model: TrainedModel, mean: npt.NDArray[np.float32]) -> npt.NDArr
     """
     centre, step = mean.mean(axis=0), np.maximum(mean.std(axis=0), 1e-3)
     scale = np.empty(len(centre))
+    n_condition = model.conditions.n_values
+    # Conditions are zero on average.
+    usual = torch.zeros(2, n_condition) if n_condition else None
     for index, width in enumerate(step):
         ends = np.stack([centre, centre])
         ends[:, index] += (-width, width)
-        low, high = draw(model.module, torch.from_numpy(ends).to(next(model.module.parameters()).device))
+        low, high = draw(model.module, torch.from_numpy(ends), usual)
         scale[index] = np.sqrt(np.mean(np.square(high.astype(np.float64) - low))) / (2 * width)
     return scale
 
 
 def reconstructions(
-    model: TrainedModel, volumes: Volumes, rows: npt.NDArray[np.intp], *, batch_size: int = 16
+    model: TrainedModel,
+    volumes: Volumes,
+    rows: npt.NDArray[np.intp],
+    *,
+    scans: pd.DataFrame | None = None,
+    batch_size: int = 16,
 ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
     """Reconstructions of scans from their posterior means, a batch at a time.
 
@@ -116,6 +134,8 @@ def reconstructions(
         The scans, on the grid and mask of the model.
     rows : ndarray
         Rows of the cache, in the order wanted.
+    scans : DataFrame, optional
+        As in :func:`encode`.
     batch_size : int
         Scans at a time; it changes speed and memory only.
 
@@ -132,9 +152,15 @@ def reconstructions(
     """
     _check_same_space(model, volumes)
     rows = np.asarray(rows, dtype=np.intp)
-    batches = posteriors(model.module, volumes, rows, batch_size=batch_size)
-    for batch, _, posterior in track(batches, total=-(-len(rows) // batch_size), label="reconstruct"):
-        yield batch, draw(model.module, posterior.mean)
+    conditions = told_of(model, volumes, scans)
+    batches = posteriors(model.module, volumes, rows, batch_size=batch_size, conditions=conditions)
+    for batch, _, c, posterior in track(batches, total=-(-len(rows) // batch_size), label="reconstruct"):
+        yield batch, draw(model.module, posterior.mean, c)
+
+
+def told_of(model: TrainedModel, volumes: Volumes, scans: pd.DataFrame | None) -> Told:
+    """What the model is told of each scan in the cache, in its order; None for a model that is told nothing."""
+    return model.conditions.values(None if scans is None else scans.loc[volumes.scans.index])
 
 
 def _check_same_space(model: TrainedModel, volumes: Volumes) -> None:

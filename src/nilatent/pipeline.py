@@ -77,9 +77,9 @@ def run(
             river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
         else:
             parts = river.parts(prepared)
-            river.model(volumes, parts)
+            river.model(prepared, volumes, parts)
             if until in ("latents", "findings", "report"):
-                river.latents(volumes, parts)
+                river.latents(prepared, volumes, parts)
             if until in ("findings", "report"):
                 river.findings(prepared, volumes, parts, weights, only=only)
         if until == "report":

@@ -199,21 +199,22 @@ class River:
             path, sep="\t", dtype={"scan_id": str, "subject_id": str, "part": str, "fold": int}
         ).set_index("scan_id")
 
-    def model(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+    def model(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """The trained model, in ``model/``."""
+        scans = prepared.scans
         folder = self.out / "model"
         model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
 
         def fill() -> list[Path]:
             training = self.config.training
             start = folder / "attempts" / "0" if self.config.remedy else folder
-            cost = cost_of(volumes, parts, model_config, training, start)
+            cost = cost_of(volumes, parts, model_config, training, start, scans=scans)
             self.console.print(f"model: {cost.sentence}", highlight=False)
             (folder / "attempts.json").unlink(missing_ok=True)
             if self.config.remedy:
-                train_with_remedies(volumes, parts, model_config, training, folder)
+                train_with_remedies(volumes, parts, model_config, training, folder, scans=scans)
             else:
-                train(volumes, parts, model_config, training, folder)
+                train(volumes, parts, model_config, training, folder, scans=scans)
             # What is needed to resume is not part of the model, and the history holds seconds, which differ.
             passing = {"provenance.json", "start.safetensors", "resume.safetensors", "history.tsv", "attempts.json"}
             return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
@@ -223,18 +224,21 @@ class River:
             folder / "provenance.json",
             settings={"model": model_config, "training": self.config.training}
             | ({"remedy": True} if self.config.remedy else {}),
-            needs=["volumes", "split"],
+            # What a model is told of the scans, or pulled to, stands in the table of the prepared ones.
+            needs=["volumes", "split", *(["prepared"] if model_config.condition or model_config.align else [])],
             fill=fill,
         )
 
-    def latents(self, volumes: Volumes, parts: pd.DataFrame) -> None:
+    def latents(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
         self._stage(
             "latents",
             self.out / "latents.provenance.json",
             settings={},
             needs=["model", "volumes", "split"],
-            fill=lambda: write_latents(encode(load_model(self.out / "model"), volumes, parts), self.out),
+            fill=lambda: write_latents(
+                encode(load_model(self.out / "model"), volumes, parts, scans=prepared.scans), self.out
+            ),
         )
 
     def findings(
@@ -257,10 +261,10 @@ class River:
             rows = volumes.rows(list(parts.index))
             return reconstruction(
                 volumes,
-                reconstructions(model, volumes, rows),
+                reconstructions(model, volumes, rows, scans=prepared.scans),
                 parts,
                 prepared.scans,
-                n_latent=model.model_config.n_latent,
+                n_latent=model.model_config.n_values,
                 seed=config.seed,
                 group=study.group,
                 model_note=model.result["summary"],

@@ -227,19 +227,23 @@ class VoxelPca:
     Parameters
     ----------
     mean : ndarray
-        (voxel,) mean image.
+        (voxel,) mean image; with conditions that of a scan all of whose conditions are zero.
     components : ndarray
         (component, voxel), orthonormal rows, largest variance first.
     sd : ndarray
         (component,) standard deviation of the scores of the scans it was fitted on, divisor n - 1.
     residual_variance : float
         Mean variance per voxel that the components leave, divisor n - 1.
+    slopes : ndarray
+        (condition, voxel) change of the mean image per unit of each condition, which the components leave out; no rows
+        without conditions.
     """
 
     mean: npt.NDArray[np.float32]
     components: npt.NDArray[np.float32]
     sd: npt.NDArray[np.float32]
     residual_variance: float
+    slopes: npt.NDArray[np.float32]
 
     def scores(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Scores (scan, component) of masked scans (scan, voxel)."""
@@ -257,6 +261,7 @@ def voxel_pca(
     *,
     seed: int,
     max_scans: int = PCA_MAX_SCANS,
+    conditions: npt.NDArray[np.float32] | None = None,
 ) -> VoxelPca:
     """PCA of voxels through the scan-by-scan Gram matrix.
 
@@ -272,6 +277,8 @@ def voxel_pca(
         Draws the scans when there are more than `max_scans`.
     max_scans : int
         Upper limit on the scans used.
+    conditions : ndarray, optional
+        (scan, condition) for all scans of `volumes`: their linear effect on the voxels is taken out before.
 
     Returns
     -------
@@ -287,14 +294,20 @@ def voxel_pca(
     if len(rows) > max_scans:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_scans, replace=False))
     n_scans = len(rows)
-    if not 1 <= n_components < n_scans:
+    given = np.zeros((n_scans, 0)) if conditions is None else conditions[rows].astype(np.float64)
+    if not 1 <= n_components < n_scans - given.shape[1]:
         raise SettingError(
-            f"PCA of {n_scans} scans has at most {n_scans - 1} components, {n_components} were asked for. "
+            f"PCA of {n_scans} scans has at most {n_scans - 1 - given.shape[1]} components, {n_components} were asked for. "
             "Lower n_latent or bring more training scans."
         )
     x = volumes.masked(rows)
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     x -= mean
+    usual = given.mean(axis=0)
+    slopes = _slopes(given - usual, x)
+    if len(slopes):
+        x -= (given - usual).astype(np.float32) @ slopes
+        mean = mean - usual.astype(np.float32) @ slopes
     # In double precision, a block of voxels at a time: single precision would drown the small components.
     blocks = [slice(start, start + PCA_CHUNK_VOXELS) for start in range(0, x.shape[1], PCA_CHUNK_VOXELS)]
     gram = sum((x[:, block].astype(np.float64) @ x[:, block].T.astype(np.float64) for block in blocks), np.zeros(()))
@@ -311,4 +324,25 @@ def voxel_pca(
     components *= flips[:, None]
     left = float(np.trace(gram) - values.sum()) / (n_scans - 1) / x.shape[1]
     sd = np.sqrt(values / (n_scans - 1)).astype(np.float32)
-    return VoxelPca(mean, components, sd, max(left, 0.0))
+    return VoxelPca(mean, components, sd, max(left, 0.0), slopes)
+
+
+def _slopes(given: npt.NDArray[np.float64], x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Ridge regression of centred voxels on centred conditions, with the penalty of the smallest leave-one-out error.
+
+    Least squares in every voxel would add noise of its own to every scan: of conditions that tell little, more than they
+    explain.
+    """
+    if given.shape[1] == 0:
+        return np.zeros((0, x.shape[1]), dtype=np.float32)
+    u, s, vt = np.linalg.svd(given, full_matrices=False)
+    gram, n_scans = (x @ x.T).astype(np.float64), len(given)
+    # The last is as good as infinite: being told nothing.
+    penalties = np.append(np.logspace(-3, 3, 25) * n_scans, 1e12 * n_scans)
+    errors = []
+    for penalty in penalties:
+        hat = u * (s**2 / (s**2 + penalty)) @ u.T
+        left = (np.eye(n_scans) - hat) / (1.0 - 1.0 / n_scans - np.diag(hat))[:, None]
+        errors.append(float(np.einsum("ij,jk,ik->", left, gram, left, optimize=True)))
+    penalty = penalties[int(np.argmin(errors))]
+    return np.asarray((vt.T * (s / (s**2 + penalty)) @ u.T) @ x, dtype=np.float32)

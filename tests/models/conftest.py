@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nilatent.models import Autoencoder, ModelConfig, Vae, build
+from nilatent.models import LinearStart, Model, ModelConfig, build
 
 SHAPE = (15, 17, 13)
 
@@ -21,16 +21,20 @@ def pca(rng: np.random.Generator) -> dict[str, torch.Tensor | float]:
         "components": torch.from_numpy(basis.T.astype(np.float32).copy()),
         "sd": torch.tensor([3.0, 2.0, 1.0]),
         "residual_variance": 0.01,
+        "slopes": torch.zeros(0, n_voxels),
     }
 
 
 @pytest.fixture
-def make(pca: dict[str, torch.Tensor | float]) -> Callable[..., Autoencoder | Vae]:
+def make(pca: dict[str, torch.Tensor | float]) -> Callable[..., Model]:
     """Build a model on that PCA; `shaken` moves every weight off its start."""
 
-    def made(name: str, anchor: str, *, shaken: bool = False) -> Autoencoder | Vae:
+    def made(name: str, anchor: str, *, shaken: bool = False) -> Model:
         torch.manual_seed(0)
-        model = build(ModelConfig(name=name, n_latent=3, channels=(4, 8, 8), anchor=anchor), **pca)
+        start = LinearStart(**{part: value for part, value in pca.items() if part != "mask"})
+        model = build(
+            ModelConfig(name=name, n_latent=3, channels=(4, 8, 8), anchor=anchor), mask=pca["mask"], start=start
+        )
         if shaken:
             with torch.no_grad():
                 for parameter in model.parameters():

@@ -13,18 +13,33 @@ def test_any_grid_comes_back_in_its_own_shape(shape: tuple[int, int, int], n_smo
     assert mirror(torch.randn(3, 2)).shape == (3, 1, *shape)
 
 
-def test_smooth_doubling_keeps_a_constant_away_from_the_edge() -> None:
-    mirror = Mirror(shape=(8, 8, 8), channels=(4, 4), n_latent=2, n_smooth=1)
-    doubled = mirror._interpolate(torch.full((1, 1, 4, 4, 4), 2.0))
-    torch.testing.assert_close(doubled[:, :, 1:-1, 1:-1, 1:-1], torch.full((1, 1, 6, 6, 6), 2.0))
+def test_weights_keep_the_names_and_numbers_that_model_folders_know() -> None:
+    trunk = Trunk(shape=(8, 8, 8), channels=(4, 8)).state_dict()
+    assert {name: tuple(value.shape) for name, value in trunk.items()} == {
+        "layers.0.weight": (4, 1, 5, 5, 5),
+        "layers.1.weight": (4,),
+        "layers.1.bias": (4,),
+        "layers.3.weight": (8, 4, 3, 3, 3),
+        "layers.4.weight": (8,),
+        "layers.4.bias": (8,),
+    }
+    mirror = Mirror(shape=(8, 8, 8), channels=(4, 8), n_latent=2, n_smooth=0).state_dict()
+    assert set(mirror) == {
+        *("linear.weight", "linear.bias", "ups.0.0.weight", "ups.0.1.weight", "ups.0.1.bias"),
+        *("last.weight", "last.bias"),
+    }
 
 
-def test_smooth_doubling_is_torchs_trilinear_interpolation_inside() -> None:
-    mirror = Mirror(shape=(8, 8, 8), channels=(4, 4), n_latent=2, n_smooth=1)
-    coarse = torch.randn(1, 1, 4, 4, 4)
-    expected = torch.nn.functional.interpolate(coarse, scale_factor=2, mode="trilinear", align_corners=False)
-    inner = (slice(None), slice(None), *[slice(1, -1)] * 3)
-    torch.testing.assert_close(mirror._interpolate(coarse)[inner], expected[inner])
+def test_trunk_is_the_plain_sequence_of_its_layers() -> None:
+    trunk = Trunk(shape=(15, 17, 13), channels=(4, 8))
+    x = torch.randn(2, 1, 15, 17, 13)
+    expected = x
+    for name, value in trunk.state_dict().items():
+        if value.ndim == 5:
+            expected = torch.nn.functional.conv3d(expected, value, stride=2, padding=value.shape[-1] // 2)
+        elif name.endswith("weight"):
+            expected = torch.nn.functional.silu(torch.nn.functional.group_norm(expected, len(value) // 4, value))
+    torch.testing.assert_close(trunk(x), expected.flatten(1), rtol=1e-4, atol=1e-5)
 
 
 def test_sample_has_the_moments_of_the_posterior() -> None:

@@ -104,18 +104,18 @@ def test_elbo_weighs_the_kl_once_per_scan_whatever_the_voxels() -> None:
 
 
 def test_elbo_of_probabilistic_pca_is_its_exact_likelihood(rng: np.random.Generator) -> None:
-    from nilatent.models import PcaAnchor
+    from nilatent.models import LinearStart, PcaAnchor
 
     n_voxels, noise = 3 * 4 * 2, 0.2
     basis = np.linalg.qr(rng.standard_normal((n_voxels, 2)))[0].T.astype(np.float32).copy()
-    anchor = PcaAnchor(
-        mask=torch.ones(3, 4, 2, dtype=torch.bool),
+    start = LinearStart(
         mean=torch.zeros(n_voxels),
         components=torch.from_numpy(basis),
         sd=torch.tensor([2.0, 1.0]),
-        variance=1.0,
-        noise_variance=noise,
+        residual_variance=0.1,
+        slopes=torch.zeros(0, n_voxels),
     )
+    anchor = PcaAnchor(mask=torch.ones(3, 4, 2, dtype=torch.bool), start=start, noise_variance=noise)
     x = torch.randn(5, 1, 3, 4, 2)
     mean, log_var = anchor.project(x), anchor.log_var.expand(5, 2)
     # The expectation over the posterior, in closed form: the error at its mean plus what its width adds.

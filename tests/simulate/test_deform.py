@@ -4,8 +4,12 @@ from scipy.linalg import expm
 
 from nilatent.errors import SettingError
 from nilatent.simulate.deform import (
+    LARGEST_AMPLITUDE,
     Scale,
+    caused_velocity,
     curl,
+    diffeomorphism,
+    draw_amplitudes,
     integrate,
     jacobian,
     random_diffeomorphism,
@@ -107,3 +111,32 @@ def test_diffeomorphism_keeps_volume_in_total_and_folds_nowhere(rng):
 def test_folding_is_refused(rng):
     with pytest.raises(SettingError, match=r"positive; the smallest is -.*Lower the setting deformation"):
         random_diffeomorphism(rng, rest_at_edges(SHAPE), spacing_mm=4.0, scales=[Scale(10.0, 40.0, True)])
+
+
+def test_a_diffeomorphism_is_the_flow_with_its_volume_change(rng):
+    velocity = random_velocity(rng, rest_at_edges(SHAPE), spacing_mm=4.0, scales=BOTH)
+    displacement, determinant = diffeomorphism(velocity)
+    np.testing.assert_array_equal(displacement, integrate(velocity))
+    np.testing.assert_array_equal(determinant, jacobian(displacement))
+
+
+def test_amplitudes_are_standard_normal_within_bounds(rng):
+    drawn = np.stack([draw_amplitudes(rng, 5) for _ in range(4000)])
+    assert drawn.mean(axis=0) == pytest.approx(0, abs=0.06)
+    assert np.corrcoef(drawn.T) == pytest.approx(np.eye(5), abs=0.06)
+    assert drawn.std() == pytest.approx(0.98, abs=0.02)
+    assert np.abs(drawn).max() == np.float32(LARGEST_AMPLITUDE)
+
+
+def test_velocity_of_causes_is_their_weighted_sum(rng):
+    causes = rng.standard_normal((3, 3, *SHAPE)).astype(np.float32)
+    amplitudes = np.array([0.5, -2.0, 1.5], dtype=np.float32)
+    expected = (0.5 * causes[0] - 2.0 * causes[1] + 1.5 * causes[2]) / np.sqrt(3)
+    np.testing.assert_allclose(caused_velocity(causes, amplitudes), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_causes", [1, 2, 8])
+def test_people_differ_as_much_with_few_causes_as_with_many(n_causes, rng):
+    causes = rng.standard_normal((n_causes, 3, *SHAPE)).astype(np.float32)
+    people = [caused_velocity(causes, draw_amplitudes(rng, n_causes)) for _ in range(400)]
+    assert np.stack(people).std() == pytest.approx(0.98, abs=0.08)

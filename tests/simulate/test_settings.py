@@ -21,6 +21,8 @@ from nilatent.simulate import SimulationConfig
         ({"advanced_fraction": 0.6}, "advanced_fraction lies between 0 and 0.5"),
         ({"site_effect": -1}, "site_effect lies between"),
         ({"deformation": 3}, "deformation lies between"),
+        ({"n_causes": -1}, "n_causes lies between 0 and 99, got -1"),
+        ({"n_causes": 100}, "n_causes lies between 0 and 99, got 100"),
         ({"noise": -0.1}, "noise lies between"),
         ({"effect": -1}, "effect lies between"),
         ({"regions": ("Insula_L",)}, "1 regions .* and 4 losses"),

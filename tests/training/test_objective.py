@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Laplace, Normal, kl_divergence
 
-from nilatent.models import ModelConfig, Posterior, Vae, build
+from nilatent.models import LinearStart, ModelConfig, Posterior, Vae, build
 from nilatent.models.aggregate import decomposition, mmd
 from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight
 from nilatent.training.objective import N_PRIOR_DRAWS, Objective
@@ -29,9 +29,14 @@ def model_of(config: ModelConfig) -> Vae:
     mask[:3] = False
     n_voxels = int(mask.sum())
     components = torch.linalg.qr(torch.randn(n_voxels, 3))[0].T.contiguous()
-    model = build(
-        config, mask=mask, mean=torch.rand(n_voxels), components=components, sd=torch.ones(3), residual_variance=0.1
+    start = LinearStart(
+        mean=torch.rand(n_voxels),
+        components=components,
+        sd=torch.ones(3),
+        residual_variance=0.1,
+        slopes=torch.zeros(0, n_voxels),
     )
+    model = build(config, mask=mask, start=start)
     assert isinstance(model, Vae)
     return model
 
@@ -43,7 +48,7 @@ def loss_of(
     model = model_of(config)
     objective = Objective(model, config, QUIET, variance=0.1, n_scans=20)
     with torch.no_grad():
-        loss = objective(scans, torch.Generator().manual_seed(7), kl_weight)
+        loss = objective(scans, torch.Generator().manual_seed(7), kl_weight=kl_weight)
         generator = torch.Generator().manual_seed(7)
         torch.randn(scans.shape, generator=generator)
         posterior = model.encode(scans)

@@ -1,79 +1,129 @@
-"""Where a model starts from: nothing, or the principal components of the training scans."""
+"""Where a model starts from: nothing, the mean image, or the principal components of the training scans."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True, eq=False)
+class LinearStart:
+    """What linear statistics know of the training scans inside the mask.
+
+    Parameters
+    ----------
+    mean : (voxel,) Tensor
+        Mean image.
+    components : (latent, voxel) Tensor
+        Principal components: orthonormal rows.
+    sd : (latent,) Tensor
+        SD of the scores.
+    residual_variance : float
+        Mean variance per voxel that the components leave.
+    slopes : (condition, voxel) Tensor
+        Change of the mean image per unit of each condition, whose own means are zero; no rows without conditions.
+    rotation : (latent, latent) Tensor, optional
+        Orthogonal: latents are this times the whitened scores. Left out: the identity.
+    """
+
+    mean: Float[Tensor, " voxel"]
+    components: Float[Tensor, "latent voxel"]
+    sd: Float[Tensor, " latent"]
+    residual_variance: float
+    slopes: Float[Tensor, "condition voxel"]
+    rotation: Float[Tensor, "latent latent"] | None = None
+
+    @property
+    def variance(self) -> float:
+        """Variance about the mean image, mean over the voxels."""
+        return float(self.sd.double().square().sum()) / len(self.mean) + self.residual_variance
+
+
 class NoAnchor(nn.Module):
-    """The plain start: volumes are standardised by one centre and one scale, and the network does everything.
+    """A start without latents: volumes are measured from one value or from the mean image, and the network does the rest.
 
     Parameters
     ----------
     mask : (x, y, z) Tensor
         True inside.
-    mean : (voxel,) Tensor
-        Mean image of the training scans inside the mask.
-    sd : (latent,) Tensor
-        Only its length is used.
-    variance : float
-        Variance about the mean image, mean over the voxels.
+    start : LinearStart
+        Its mean image, slopes and variance are used.
+    n_latent : int
+        Values of a latent.
+    around_mean_image : bool
+        False: volumes are centred on one value and scaled to unit variance over voxels and scans. True: they are centred
+        on the mean image (and what the conditions add to it) and scaled by the SD about it.
     """
 
     def __init__(
-        self,
-        *,
-        mask: Bool[Tensor, "x y z"],
-        mean: Float[Tensor, " voxel"],
-        sd: Float[Tensor, " latent"],
-        variance: float,
+        self, *, mask: Bool[Tensor, "x y z"], start: LinearStart, n_latent: int, around_mean_image: bool
     ) -> None:
         super().__init__()
         self.mask: Tensor
         self.centre: Tensor
+        self.slopes: Tensor
         self.scale: Tensor
         self.log_var: Tensor
+        self.index: Tensor
         self.register_buffer("mask", mask.float())
-        self.register_buffer("centre", mean.mean())
-        self.register_buffer("scale", (mean.var(correction=0) + variance).sqrt().float())
-        self.register_buffer("log_var", torch.zeros_like(sd))
+        self.register_buffer("index", mask.flatten().nonzero().flatten(), persistent=False)
+        if around_mean_image:
+            self.register_buffer("centre", painted(start.mean, self.index, self.mask)[0])
+            self.register_buffer("slopes", start.slopes.clone())
+            spread = start.variance
+        else:
+            self.register_buffer("centre", start.mean.mean())
+            self.register_buffer("slopes", torch.zeros_like(start.slopes))
+            spread = float(start.mean.double().var(correction=0)) + start.variance
+        self.register_buffer("scale", torch.tensor(math.sqrt(spread), dtype=torch.float32))
+        self.register_buffer("log_var", torch.zeros(n_latent))
 
-    def standardise(self, x: Float[Tensor, "batch 1 x y z"]) -> Float[Tensor, "batch 1 x y z"]:
+    def standardise(
+        self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch 1 x y z"]:
         """Standardise for the network: centred, scaled, zero outside the mask."""
-        return (x - self.centre) / self.scale * self.mask
+        return (x - self._centre(len(x), c)) / self.scale * self.mask
 
-    def project(self, x: Float[Tensor, "batch 1 x y z"]) -> Float[Tensor, "batch latent"]:
+    def project(
+        self,
+        x: Float[Tensor, "batch 1 x y z"],
+        c: Float[Tensor, "batch condition"] | None = None,  # noqa: ARG002 (as the other anchor)
+    ) -> Float[Tensor, "batch latent"]:
         """Return zero: the network starts from nothing."""
         return x.new_zeros(len(x), len(self.log_var))
 
-    def reconstruct(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
-        """Return the centre everywhere inside the mask, for any latent."""
-        return (self.centre * self.mask).expand(len(z), 1, *self.mask.shape)
+    def reconstruct(
+        self, z: Float[Tensor, "batch latent"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch 1 x y z"]:
+        """Return the centre inside the mask, for any latent."""
+        return self._centre(len(z), c) * self.mask
+
+    def _centre(self, n_scans: int, c: Tensor | None) -> Tensor:
+        centre = self.centre.expand(n_scans, 1, *self.mask.shape)
+        if c is None or self.centre.ndim == 0:
+            return centre
+        with torch.autocast(c.device.type, enabled=False):
+            return centre + painted(c.float() @ self.slopes, self.index, self.mask)
 
 
 class PcaAnchor(nn.Module):
     """Principal components of the training scans as the fixed, linear part of a model.
 
-    With eigenvalues `sd ** 2` and a noise variance s2 per voxel, decoding is ``mean + U gain z`` with
-    ``gain = sqrt(sd^2 - s2)``, encoding is ``gain / sd^2 U^T (x - mean)`` and the posterior variance is ``s2 / sd^2``.
-    For s2 = 0 this is PCA with latents of unit variance over the training scans. For s2 = the variance of the
-    components that were left out it is probabilistic PCA at its maximum likelihood: the posterior is exact, so the evidence lower
-    bound of a model that starts here equals the likelihood, and means and variances together have unit variance.
+    With eigenvalues `sd ** 2` and a noise variance s2 per voxel, decoding is ``mean + U gain R' z`` with
+    ``gain = sqrt(sd^2 - s2)`` and the rotation R, encoding is ``R gain / sd^2 U' (x - mean)`` and the posterior variance is
+    ``s2 / sd^2``. For s2 = 0 this is PCA with latents of unit variance over the training scans. For s2 = the variance of
+    the components that were left out it is probabilistic PCA at its maximum likelihood: without a rotation the posterior is
+    exact, so the evidence lower bound of a model that starts here equals the likelihood, and means and variances together
+    have unit variance. With conditions the mean is that of scans with the same conditions, by linear regression.
 
     Parameters
     ----------
     mask : (x, y, z) Tensor
         True inside.
-    mean : (voxel,) Tensor
-        Mean image of the training scans inside the mask.
-    components : (latent, voxel) Tensor
-        Orthonormal rows.
-    sd : (latent,) Tensor
-        SD of the training scans along each component.
-    variance : float
-        Variance about the mean image, mean over the voxels.
+    start : LinearStart
+        Mean image, components, slopes and rotation.
     noise_variance : float
         s2: 0 for an autoencoder.
 
@@ -83,56 +133,65 @@ class PcaAnchor(nn.Module):
     Lucas, Tucker, Grosse & Norouzi 2019, Don't blame the ELBO! doi:10.48550/arXiv.1911.02469
     """
 
-    def __init__(
-        self,
-        *,
-        mask: Bool[Tensor, "x y z"],
-        mean: Float[Tensor, " voxel"],
-        components: Float[Tensor, "latent voxel"],
-        sd: Float[Tensor, " latent"],
-        variance: float,
-        noise_variance: float,
-    ) -> None:
+    def __init__(self, *, mask: Bool[Tensor, "x y z"], start: LinearStart, noise_variance: float) -> None:
         super().__init__()
         self.mask: Tensor
         self.mean: Tensor
+        self.slopes: Tensor
         self.components: Tensor
         self.gain: Tensor
         self.inverse_gain: Tensor
+        self.rotation: Tensor
         self.log_var: Tensor
         self.scale: Tensor
+        self.index: Tensor
         self.register_buffer("mask", mask.float())
-        self.register_buffer("mean", mean)
-        self.register_buffer("components", components)
+        self.register_buffer("index", mask.flatten().nonzero().flatten(), persistent=False)
+        self.register_buffer("mean", start.mean)
+        self.register_buffer("slopes", start.slopes)
+        self.register_buffer("components", start.components)
         # A component with less variance than the noise says nothing; its gain is zero rather than imaginary.
-        eigenvalue = sd.double().square().clamp_min(torch.finfo(torch.float32).tiny)
+        eigenvalue = start.sd.double().square().clamp_min(torch.finfo(torch.float32).tiny)
         gain = (eigenvalue - noise_variance).clamp_min(0.0).sqrt()
         self.register_buffer("gain", gain.float())
         self.register_buffer("inverse_gain", (gain / eigenvalue).float())
-        self.register_buffer(
-            "log_var", (math.log(max(noise_variance, 1e-30)) - eigenvalue.log()).clamp(max=0.0).float()
-        )
-        self.register_buffer("scale", torch.tensor(math.sqrt(variance), dtype=torch.float32))
-        self.index: Tensor
-        self.register_buffer("index", mask.flatten().nonzero().flatten(), persistent=False)
+        rotation = torch.eye(len(gain)) if start.rotation is None else start.rotation
+        self.register_buffer("rotation", rotation)
+        # Of a Gaussian with this precision matrix, the nearest with independent latents has the inverse of its diagonal.
+        precision = (eigenvalue / max(noise_variance, 1e-30)).clamp(min=1.0)
+        log_var = -(rotation.double().square() @ precision).log()
+        self.register_buffer("log_var", log_var.float())
+        self.register_buffer("scale", torch.tensor(math.sqrt(start.variance), dtype=torch.float32))
 
-    def standardise(self, x: Float[Tensor, "batch 1 x y z"]) -> Float[Tensor, "batch 1 x y z"]:
+    def standardise(
+        self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch 1 x y z"]:
         """Standardise for the network: the difference from the mean image, scaled, zero outside the mask."""
-        return self._volume(self._deviation(x) / self.scale)
+        return painted(self._deviation(x, c) / self.scale, self.index, self.mask)
 
-    def project(self, x: Float[Tensor, "batch 1 x y z"]) -> Float[Tensor, "batch latent"]:
+    def project(
+        self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch latent"]:
         """Scores on the components, scaled to latents; always in single precision."""
         with torch.autocast(x.device.type, enabled=False):
-            return self._deviation(x) @ self.components.T * self.inverse_gain
+            return (self._deviation(x, c) @ self.components.T * self.inverse_gain) @ self.rotation.T
 
-    def reconstruct(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1 x y z"]:
+    def reconstruct(
+        self, z: Float[Tensor, "batch latent"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch 1 x y z"]:
         """Add the weighted components to the mean image, zero outside the mask; always in single precision."""
         with torch.autocast(z.device.type, enabled=False):
-            return self._volume(self.mean + (z.float() * self.gain) @ self.components)
+            scores = (z.float() @ self.rotation) * self.gain
+            return painted(self._mean(c) + scores @ self.components, self.index, self.mask)
 
-    def _deviation(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, self.index] - self.mean
+    def _mean(self, c: Tensor | None) -> Tensor:
+        return self.mean if c is None else self.mean + c.float() @ self.slopes
 
-    def _volume(self, values: Tensor) -> Tensor:
-        flat = values.new_zeros(len(values), self.mask.numel())
-        return flat.index_copy(1, self.index, values).reshape(len(values), 1, *self.mask.shape)
+    def _deviation(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return x.flatten(1)[:, self.index] - self._mean(c)
+
+
+def painted(values: Float[Tensor, "*batch voxel"], index: Tensor, mask: Float[Tensor, "x y z"]) -> Tensor:
+    """Values of the voxels inside the mask as volumes (batch, 1, x, y, z), zero outside; (1, x, y, z) for a single one."""
+    flat = values.new_zeros(*values.shape[:-1], mask.numel())
+    return flat.index_copy(values.ndim - 1, index, values).reshape(*values.shape[:-1], 1, *mask.shape)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nilatent.models.layers import NormSilu, double_to_few, halve, interpolate, to_few
+
 CHANNELS_PER_GROUP = 4
 
 
@@ -30,6 +32,22 @@ class Posterior:
         """One draw per scan; the only place in the models that draws."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + (0.5 * self.log_var).exp() * noise
+
+
+def join(
+    values: Float[Tensor, "batch value"], c: Float[Tensor, "batch condition"] | None, *, n_condition: int
+) -> Float[Tensor, "batch joined"]:
+    """Append the conditions to the values of each scan.
+
+    Raises
+    ------
+    ValueError
+        When the conditions are not as many as the model was built for; it would otherwise read one thing for another.
+    """
+    given = 0 if c is None else c.shape[1]
+    if given != n_condition:
+        raise ValueError(f"The model takes {n_condition} conditions of each scan and was given {given}.")
+    return values if c is None else torch.cat([values, c.to(values)], dim=1)
 
 
 def pyramid(shape: tuple[int, int, int], n_levels: int) -> list[tuple[int, ...]]:
@@ -62,20 +80,22 @@ class Trunk(nn.Module):
 
     def __init__(self, *, shape: tuple[int, int, int], channels: tuple[int, ...]) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        self.layers = nn.ModuleDict()
         before = 1
         for level, width in enumerate(channels):
             # A wide first kernel with stride 2 looks at the full grid only once, where every voxel costs most.
             size = 5 if level == 0 else 3
-            layers.append(nn.Conv3d(before, width, size, stride=2, padding=size // 2, bias=False))
-            layers += [nn.GroupNorm(width // CHANNELS_PER_GROUP, width), nn.SiLU()]
+            # Every third name stays free: the weights keep the names by which model folders know them.
+            self.layers[str(3 * level)] = nn.Conv3d(before, width, size, stride=2, padding=size // 2, bias=False)
+            self.layers[str(3 * level + 1)] = NormSilu(width // CHANNELS_PER_GROUP, width)
             before = width
-        self.layers = nn.Sequential(*layers)
         self.n_features = channels[-1] * prod(pyramid(shape, len(channels))[-1])
 
     def forward(self, x: Float[Tensor, "batch 1 x y z"]) -> Float[Tensor, "batch feature"]:
         """Features of each volume."""
-        features: Tensor = self.layers(x)
+        features: Tensor = halve(x, self.layers["0"].get_parameter("weight"))
+        for name, layer in self.layers.items():
+            features = features if name == "0" else layer(features)
         return features.flatten(1)
 
 
@@ -111,16 +131,12 @@ class Mirror(nn.Module):
         self.ups = nn.ModuleList()
         for before, width in pairwise(widths):
             up = nn.ConvTranspose3d(before, width, 4, stride=2, padding=1, bias=False)
-            self.ups.append(nn.Sequential(up, nn.GroupNorm(width // CHANNELS_PER_GROUP, width), nn.SiLU()))
+            self.ups.append(nn.Sequential(up, NormSilu(width // CHANNELS_PER_GROUP, width)))
         self.last: nn.Conv3d | nn.ConvTranspose3d = (
             nn.Conv3d(widths[-1], n_out, 3, padding=1)
             if n_smooth > 0
             else nn.ConvTranspose3d(widths[-1], n_out, 4, stride=2, padding=1)
         )
-
-        line = torch.tensor([0.25, 0.75, 0.75, 0.25])
-        self.kernel: Tensor
-        self.register_buffer("kernel", torch.einsum("x,y,z->xyz", line, line, line)[None, None], persistent=False)
 
     def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch out x y z"]:
         """One volume per latent vector."""
@@ -129,20 +145,13 @@ class Mirror(nn.Module):
         for up in self.ups:
             level += 1
             volume = crop(up(volume), self.shapes[level])
-        volume = self.last(volume)
+        last = double_to_few if self.n_smooth == 0 else to_few
+        volume = last(volume, self.last.get_parameter("weight"), self.last.get_parameter("bias"))
         for shape in self.shapes[level + 1 :]:
             if self.n_smooth > 0:
-                volume = self._interpolate(volume)
+                volume = interpolate(volume)
             volume = crop(volume, shape)
         return volume.float()
-
-    def _interpolate(self, volume: Tensor) -> Tensor:
-        # A fixed transposed convolution: unlike torch's own trilinear routine its gradient is deterministic on a GPU.
-        # In single precision, because half precision leaves steps between voxels.
-        with torch.autocast(volume.device.type, enabled=False):
-            each = volume.float().flatten(0, 1)[:, None]
-            doubled = functional.conv_transpose3d(each, self.kernel, stride=2, padding=1)
-            return doubled.reshape(*volume.shape[:2], *doubled.shape[2:])
 
 
 def crop(volume: Float[Tensor, "batch channel a b c"], shape: tuple[int, ...]) -> Float[Tensor, "batch channel x y z"]:

@@ -62,6 +62,10 @@ class SimulationConfig:
         Time between two visits.
     deformation : float
         Multiplies the differences in shape between people; 0 gives everyone the template's shape.
+    n_causes : int
+        0: every person's shape differs by a random field of its own, so that differences have as many causes as the
+        field has bumps. 1 to 99: everyone's shape differs by the same few fields, each person with amplitudes of its
+        own; the deformations are wide and large, so maps lie on a curved sheet of that many dimensions.
     noise : float
         Multiplies the noise of the scanner.
 
@@ -89,6 +93,7 @@ class SimulationConfig:
     n_sessions: int = 1
     interval_years: float = 1.0
     deformation: float = 1.0
+    n_causes: int = 0
     noise: float = 1.0
 
     def __post_init__(self) -> None:
@@ -106,6 +111,7 @@ class SimulationConfig:
         _in_range("advanced_fraction", self.advanced_fraction, 0, self.group_fraction)
         _in_range("site_effect", self.site_effect, 0, 5)
         _in_range("deformation", self.deformation, 0, 1.5)
+        _in_range("n_causes", self.n_causes, 0, 99)
         _in_range("noise", self.noise, 0, 10)
         _in_range("effect", self.effect, 0, 10)
         self._check_regions()

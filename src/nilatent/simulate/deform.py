@@ -19,6 +19,7 @@ SIGMAS_BETWEEN_BUMPS = 1.0
 SIGMAS_REACHED = 3.5
 # The first small step of the integration moves no point further than this, so that it is invertible by itself.
 MAX_STEP_VOXELS = 0.25
+LARGEST_AMPLITUDE = 2.5
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,67 @@ def jacobian(displacement: Array) -> Array:
     return np.asarray(xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx), dtype=np.float32)
 
 
+def diffeomorphism(velocity: Array) -> tuple[Array, Array]:
+    """The smooth deformation that a stationary velocity field leads to in unit time; it folds nowhere.
+
+    Parameters
+    ----------
+    velocity : ndarray
+        (3, x, y, z) float32, in voxels per unit time.
+
+    Returns
+    -------
+    displacement : ndarray
+        (3, x, y, z) float32, in voxels.
+    jacobian : ndarray
+        (x, y, z) float32, positive.
+
+    Raises
+    ------
+    SettingError
+        When the deformation folds space over.
+    """
+    displacement = integrate(velocity)
+    determinant = jacobian(displacement)
+    if determinant.min() <= 0:
+        raise SettingError(
+            f"A simulated deformation must keep every Jacobian positive; the smallest is {determinant.min():.3f}. "
+            "Lower the setting deformation."
+        )
+    return displacement, determinant
+
+
+def draw_amplitudes(rng: np.random.Generator, n_causes: int) -> Array:
+    """How much of each cause one person has: (cause,) float32, standard normal, at most 2.5 either way."""
+    # An amplitude far out in the tail is the one that would fold space.
+    drawn = rng.standard_normal(n_causes, dtype=np.float32)
+    return np.clip(drawn, -LARGEST_AMPLITUDE, LARGEST_AMPLITUDE)
+
+
+def caused_velocity(causes: Array, amplitudes: Array) -> Array:
+    """Velocity field of a person whose shape has a few causes.
+
+    However large the amplitudes, velocities stay in a space of as many dimensions as there are causes; the
+    deformations they lead to lie on a curved sheet in the space of images, which has as many dimensions but no flat
+    space of that size around it.
+
+    Parameters
+    ----------
+    causes : ndarray
+        (cause, 3, x, y, z) float32, in voxels per unit time: one field per cause, the same for everyone.
+    amplitudes : ndarray
+        (cause,) from :func:`draw_amplitudes`.
+
+    Returns
+    -------
+    ndarray
+        (3, x, y, z) float32: the weighted sum, divided by the root of the number of causes, so that the size of the
+        differences between people does not depend on it.
+    """
+    weights = amplitudes / np.float32(math.sqrt(len(causes)))
+    return np.asarray(np.einsum("k,kcxyz->cxyz", weights, causes), dtype=np.float32)
+
+
 def random_diffeomorphism(
     rng: np.random.Generator, envelope: Array, *, spacing_mm: float, scales: Sequence[Scale]
 ) -> tuple[Array, Array]:
@@ -235,11 +297,4 @@ def random_diffeomorphism(
     SettingError
         When the deformation folds space over.
     """
-    displacement = integrate(random_velocity(rng, envelope, spacing_mm=spacing_mm, scales=scales))
-    determinant = jacobian(displacement)
-    if determinant.min() <= 0:
-        raise SettingError(
-            f"A simulated deformation must keep every Jacobian positive; the smallest is {determinant.min():.3f}. "
-            "Lower the setting deformation."
-        )
-    return displacement, determinant
+    return diffeomorphism(random_velocity(rng, envelope, spacing_mm=spacing_mm, scales=scales))

@@ -17,12 +17,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nilatent.errors import NilatentError
-from nilatent.models import Autoencoder, ModelConfig, Vae, build
+from nilatent.models import Model, ModelConfig, build, empty_start
 from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
+from nilatent.training.conditions import Conditions
 from nilatent.volumes import Grid
 
-FORMAT_VERSION = 1
-FILES = ("config.toml", "grid.json", "history.tsv", "result.json", "subjects.tsv", "weights.safetensors")
+FORMAT_VERSION = 2
+FILES = (
+    "conditions.json",
+    "config.toml",
+    "grid.json",
+    "history.tsv",
+    "result.json",
+    "subjects.tsv",
+    "weights.safetensors",
+)
 
 
 class ModelError(NilatentError):
@@ -35,12 +44,14 @@ class TrainedModel:
 
     Parameters
     ----------
-    module : Autoencoder or Vae
+    module : Autoencoder, Vae or SpatialVae
         On the CPU, in single precision, at its best epoch.
     model_config : ModelConfig
         Which model.
     training : dict
         The settings it was trained with.
+    conditions : Conditions
+        What it is told of every scan beside the image.
     grid : Grid
         Grid of the scans it takes.
     mask : ndarray
@@ -57,9 +68,10 @@ class TrainedModel:
         Of weights, settings, grid and subjects; it does not depend on time or place.
     """
 
-    module: Autoencoder | Vae
+    module: Model
     model_config: ModelConfig
     training: dict[str, Any]
+    conditions: Conditions
     grid: Grid
     mask: npt.NDArray[np.bool_]
     training_subjects: tuple[str, ...]
@@ -99,7 +111,10 @@ class Progress:
         return int(self.history[-1]["best_epoch"])
 
 
-def keep(folder: Path, key: str, progress: Progress, *, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+Learners = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
+
+
+def keep(folder: Path, key: str, progress: Progress, learners: Learners) -> None:
     """Write the state after an epoch to ``resume.safetensors``, then ``history.tsv`` for whoever looks on.
 
     Parameters
@@ -110,16 +125,15 @@ def keep(folder: Path, key: str, progress: Progress, *, module: nn.Module, optim
         Says which training this is; another one does not go on from it.
     progress : Progress
         Best weights and history.
-    module : Module
-        Its parameters are written; its buffers never change.
-    optimiser : Optimizer
-        Its moments are written.
+    learners : Mapping
+        Name to module and optimiser: the parameters of each and their moments are written; buffers never change.
     """
     tensors = {f"best.{name}": tensor for name, tensor in progress.best.items()}
-    for name, parameter in module.named_parameters():
-        tensors[f"now.{name}"] = parameter
-        for moment, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value
+    for learner, (module, optimiser) in learners.items():
+        for name, parameter in module.named_parameters():
+            tensors[f"{learner}.now.{name}"] = parameter
+            for moment, value in optimiser.state.get(parameter, {}).items():
+                tensors[f"{learner}.{moment}.{name}"] = value
     if progress.past is not None:
         tensors["past"] = progress.past
     write_tensors(folder / "resume.safetensors", tensors, {"key": key, "history": progress.history})
@@ -132,15 +146,15 @@ def write_history(folder: Path, progress: Progress) -> None:
         pd.DataFrame(progress.history).to_csv(temporary, sep="\t", index=False, na_rep="n/a")
 
 
-def resume(folder: Path, key: str, *, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress | None:
-    """Put module and optimiser back where :func:`keep` left them.
+def resume(folder: Path, key: str, learners: Learners) -> Progress | None:
+    """Put modules and optimisers back where :func:`keep` left them.
 
     Parameters
     ----------
     folder, key
         As given to :func:`keep`.
-    module, optimiser
-        Filled in place.
+    learners
+        Filled in place; the first of them is the model, whose best weights are kept.
 
     Returns
     -------
@@ -151,16 +165,21 @@ def resume(folder: Path, key: str, *, module: nn.Module, optimiser: torch.optim.
     if stored is None:
         return None
     tensors, about = stored
-    best: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        # Copied into the memory layout of the parameter, which the moments of an undisturbed run have too.
-        best[name] = torch.empty_like(parameter).copy_(tensors[f"best.{name}"]).detach()
-        parameter.data.copy_(tensors[f"now.{name}"])
-        if f"step.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
-            laid_out = {moment: torch.empty_like(parameter).copy_(value).detach() for moment, value in moments.items()}
-            optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **laid_out}
+    for learner, (module, optimiser) in learners.items():
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(tensors[f"{learner}.now.{name}"])
+            if f"{learner}.step.{name}" in tensors:
+                moments = {moment: tensors[f"{learner}.{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
+                laid_out = {moment: _laid_out(value, parameter) for moment, value in moments.items()}
+                optimiser.state[parameter] = {"step": tensors[f"{learner}.step.{name}"], **laid_out}
+    model = next(iter(learners.values()))[0]
+    best = {name: _laid_out(tensors[f"best.{name}"], parameter) for name, parameter in model.named_parameters()}
     return Progress(best, tuple(about["history"]), tensors.get("past"))
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """Copy into the memory layout of the parameter, which the tensors of an undisturbed run have too."""
+    return torch.empty_like(like).copy_(value).detach()
 
 
 def save_model(
@@ -168,6 +187,7 @@ def save_model(
     *,
     state: Mapping[str, Tensor],
     settings: Mapping[str, Mapping[str, Any]],
+    conditions: Conditions,
     grid: Grid,
     subjects: pd.DataFrame,
     result: Mapping[str, Any],
@@ -182,6 +202,8 @@ def save_model(
         Weights and buffers of the module.
     settings : Mapping
         ``model`` and ``training``, each a flat mapping; values that are None are left out.
+    conditions : Conditions
+        What the model is told.
     grid : Grid
         Of the training scans.
     subjects : DataFrame
@@ -191,6 +213,7 @@ def save_model(
     """
     write_tensors(folder / "weights.safetensors", state, {"format_version": FORMAT_VERSION})
     write_json(folder / "grid.json", grid.to_dict())
+    write_json(folder / "conditions.json", conditions.to_dict())
     write_json(folder / "result.json", result)
     with atomic(folder / "subjects.tsv") as temporary:
         subjects[["subject_id", "part"]].to_csv(temporary, sep="\t", index=False)
@@ -231,7 +254,9 @@ def load_model(folder: Path) -> TrainedModel:
             f"{folder} holds model format {settings.get('format_version')}, this nilatent reads {FORMAT_VERSION}. "
             "Train again, or use the nilatent that wrote it."
         )
-    config = ModelConfig(**(settings["model"] | {"channels": tuple(settings["model"]["channels"])}))
+    lists = {name: tuple(value) for name, value in settings["model"].items() if isinstance(value, list)}
+    config = ModelConfig(**(settings["model"] | lists))
+    conditions = read_json(folder / "conditions.json")
     state = load_file(folder / "weights.safetensors")
     subjects = pd.read_csv(folder / "subjects.tsv", sep="\t", dtype=str, keep_default_na=False)
     seen = {part: tuple(subjects.loc[subjects["part"] == part, "subject_id"]) for part in ("train", "validation")}
@@ -240,6 +265,7 @@ def load_model(folder: Path) -> TrainedModel:
         module=module_from_state(config, state),
         model_config=config,
         training=settings["training"],
+        conditions=Conditions.from_dict(conditions),
         grid=Grid.from_dict(grid),
         mask=state["anchor.mask"].numpy() > 0,
         training_subjects=seen["train"],
@@ -247,11 +273,11 @@ def load_model(folder: Path) -> TrainedModel:
         best_epoch=int(result["best_epoch"]),
         result=result,
         history=pd.read_csv(folder / "history.tsv", sep="\t"),
-        content_hash=hash_values([hash_file(folder / "weights.safetensors"), asdict(config), grid, seen]),
+        content_hash=hash_values([hash_file(folder / "weights.safetensors"), asdict(config), conditions, grid, seen]),
     )
 
 
-def module_from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> Autoencoder | Vae:
+def module_from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
     """Build a module and fill it with stored weights and buffers.
 
     Parameters
@@ -263,20 +289,13 @@ def module_from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> Autoe
 
     Returns
     -------
-    Autoencoder or Vae
+    Autoencoder, Vae or SpatialVae
         In evaluation mode, on the CPU.
     """
     mask = state["anchor.mask"] > 0
-    n_voxels = int(mask.sum())
+    start = empty_start(config, mask=mask, n_condition=len(state["anchor.slopes"]))
     with torch.random.fork_rng(devices=[]):
-        module = build(
-            config,
-            mask=mask,
-            mean=torch.zeros(n_voxels),
-            components=torch.zeros(config.n_latent, n_voxels),
-            sd=torch.ones(config.n_latent),
-            residual_variance=0.0,
-        )
+        module = build(config, mask=mask, start=start)
     module.load_state_dict(dict(state))
     return module.eval()
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nilatent.models import ModelConfig
 from nilatent.training.config import TrainConfig
 from nilatent.training.start import set_up
-from nilatent.training.validation import read_batch
+from nilatent.training.validation import read_batch, told
 from nilatent.volumes import Volumes
 
 # Weight, gradient and the optimiser's two moments, each in single precision; the best weights so far are a fifth.
@@ -64,25 +64,39 @@ class Cost:
 
 
 def cost_of(
-    volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, config: TrainConfig, folder: Path
+    volumes: Volumes,
+    parts: pd.DataFrame,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    scans: pd.DataFrame | None = None,
 ) -> Cost:
     """What :func:`nilatent.training.loop.train` would need with the same arguments, on this machine.
 
     The start it computes is kept in the folder, and the training takes it up.
     """
-    run = set_up(volumes, parts, model_config, config, folder)
+    run = set_up(volumes, parts, model_config, config, folder, scans=scans)
     rows = run.rows["train"]
+    batch = rows[: config.batch_size]
     return estimate(
         run.objective,
-        read_batch(volumes, rows[: config.batch_size]).to(run.fabric.device),
-        n_latent=model_config.n_latent,
+        read_batch(volumes, batch).to(run.fabric.device),
+        c=told(run.told, batch, run.fabric.device),
+        n_latent=model_config.n_values,
         n_voxels=int(volumes.mask.sum()),
         n_steps=config.n_epochs * math.ceil(len(rows) / config.batch_size),
     )
 
 
 def estimate(
-    objective: nn.Module, batch: Float[Tensor, "batch 1 x y z"], *, n_latent: int, n_voxels: int, n_steps: int
+    objective: nn.Module,
+    batch: Float[Tensor, "batch 1 x y z"],
+    *,
+    n_latent: int,
+    n_voxels: int,
+    n_steps: int,
+    c: Float[Tensor, "batch condition"] | None = None,
 ) -> Cost:
     """Run one batch forward and backward twice, and reckon from it.
 
@@ -96,6 +110,8 @@ def estimate(
         Latents of a scan, and voxels inside the mask.
     n_steps : int
         Batches of the whole training.
+    c : (batch, condition) Tensor, optional
+        What the model is told of each scan.
 
     Returns
     -------
@@ -114,10 +130,10 @@ def estimate(
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
-        objective(batch, generator).backward()
+        objective(batch, generator, c).backward()
     _wait(batch.device)
     began = time.perf_counter()
-    objective(batch, generator).backward()
+    objective(batch, generator, c).backward()
     _wait(batch.device)
     seconds = time.perf_counter() - began
     objective.zero_grad(set_to_none=True)

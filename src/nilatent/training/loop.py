@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from nilatent.errors import NilatentError
 from nilatent.models import ModelConfig, PcaAnchor
 from nilatent.progress import track
 from nilatent.provenance import hash_values
 from nilatent.training import diagnostics
+from nilatent.training.bound import SD_BY_SCALE, bound
 from nilatent.training.checkpoint import (
     Progress,
     TrainedModel,
@@ -25,9 +27,10 @@ from nilatent.training.checkpoint import (
     write_history,
 )
 from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight, learning_rate
-from nilatent.training.objective import SD_BY_SCALE
-from nilatent.training.start import Run, sample, set_up
-from nilatent.training.validation import Rows, Validation, read_batch, validate
+from nilatent.training.objective import Objective
+from nilatent.training.spatial import SpatialObjective, critic_is_on
+from nilatent.training.start import Rival, Run, sample, set_up
+from nilatent.training.validation import Rows, Validation, read_batch, told, validate
 from nilatent.volumes import Volumes
 
 __all__ = ["DivergenceError", "ModelConfig", "TrainConfig", "TrainedModel", "load_model", "train"]
@@ -51,6 +54,7 @@ def train(
     config: TrainConfig,
     folder: Path,
     *,
+    scans: pd.DataFrame | None = None,
     on_epoch: Callable[[dict[str, int | float]], None] | None = None,
 ) -> TrainedModel:
     """Train a model, or go on where a killed run stopped.
@@ -70,6 +74,8 @@ def train(
         Receives the model (see :func:`nilatent.training.checkpoint.save_model`), ``history.tsv`` after every epoch, and
         ``start.safetensors`` and ``resume.safetensors``, from which an interrupted run with the same settings and scans
         goes on to bit-identical weights on the same machine.
+    scans : DataFrame, optional
+        Index ``scan_id``: the columns of the cohort that `model_config` names as conditions or as the score to align to.
     on_epoch : callable, optional
         Called with the new row of the history after each epoch, once it is safe on disk.
 
@@ -88,13 +94,13 @@ def train(
     DivergenceError
         When the loss stops being finite.
     """
-    run = set_up(volumes, parts, model_config, config, Path(folder))
-    progress = resume(run.folder, run.key, module=run.module, optimiser=run.optimiser)
-    if progress is not None and progress.past is not None:
+    run = set_up(volumes, parts, model_config, config, Path(folder), scans=scans)
+    progress = resume(run.folder, run.key, run.learners)
+    if progress is not None and progress.past is not None and isinstance(run.bare_objective, Objective):
         run.bare_objective.past = progress.past.to(run.fabric.device)
     if progress is None:
         progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
-        keep(run.folder, run.key, progress, module=run.module, optimiser=run.optimiser)
+        keep(run.folder, run.key, progress, run.learners)
     for epoch in track(range(progress.epoch + 1, config.n_epochs + 1), total=config.n_epochs, label="train"):
         # Patience counts from the last epoch that was not yet judged, too.
         rising = max((done for done in range(progress.epoch + 1) if not kl_is_whole(config, done)), default=0)
@@ -103,7 +109,7 @@ def train(
         began = time.perf_counter()
         loss = _epoch(run, epoch)
         progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
-        keep(run.folder, run.key, progress, module=run.module, optimiser=run.optimiser)
+        keep(run.folder, run.key, progress, run.learners)
         if on_epoch is not None:
             on_epoch(progress.history[-1])
     _finish(run, progress, parts)
@@ -115,24 +121,54 @@ def _epoch(run: Run, epoch: int) -> float:
     order = np.random.default_rng([run.config.seed, epoch]).permutation(run.rows["train"])
     generator = torch.Generator(run.fabric.device).manual_seed(int(hash_values([run.config.seed, epoch])[:15], 16))
     n_batches = math.ceil(len(order) / run.config.batch_size)
+    rival = run.rival if critic_is_on(run.model_config, run.config, epoch) else None
     total = 0.0
     for number in range(n_batches):
         batch = order[number * run.config.batch_size : (number + 1) * run.config.batch_size]
-        for group in run.optimiser.param_groups:
-            group["lr"] = group["rate"] * learning_rate(run.config, epoch - 1 + (number + 1) / n_batches)
-        weight = kl_weight(run.config, epoch - 1 + number / n_batches)
-        loss = run.objective(read_batch(run.volumes, batch).to(run.fabric.device), generator, weight)
-        run.optimiser.zero_grad()
-        run.fabric.backward(loss)
-        norm = run.fabric.clip_gradients(
-            run.objective, run.optimiser, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False
+        x = read_batch(run.volumes, batch).to(run.fabric.device)
+        loss = _loss(
+            run, x, batch, generator, kl_weight=kl_weight(run.config, epoch - 1 + number / n_batches), rival=rival
         )
-        # Looked at before the step, so that the weights are never touched by what is not finite.
-        if norm is None or not math.isfinite(loss.item() + norm.item()):
-            raise _divergence(run, epoch, number + 1, batch, loss.item())
-        run.optimiser.step()
+        rate, place = learning_rate(run.config, epoch - 1 + (number + 1) / n_batches), (epoch, number + 1, batch)
+        _descend(run, loss, run.objective, run.optimiser, rate=rate, place=place)
+        if rival is not None and isinstance(run.bare_objective, SpatialObjective):
+            judged = rival.objective(x, run.bare_objective.drawn)
+            _descend(run, judged, rival.objective, rival.optimiser, rate=rate, place=place)
         total += loss.item() * len(batch)
     return total / len(order)
+
+
+def _loss(
+    run: Run, x: Tensor, batch: Rows, generator: torch.Generator, *, kl_weight: float, rival: Rival | None
+) -> Tensor:
+    c = told(run.told, batch, run.fabric.device)
+    if isinstance(run.bare_objective, SpatialObjective):
+        critic = None if rival is None else rival.critic
+        spatial: Tensor = run.objective(x, generator, c, kl_weight=kl_weight, critic=critic)
+        return spatial
+    loss: Tensor = run.objective(x, generator, c, told(run.score, batch, run.fabric.device), kl_weight=kl_weight)
+    return loss
+
+
+def _descend(
+    run: Run,
+    loss: Tensor,
+    objective: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    rate: float,
+    place: tuple[int, int, Rows],
+) -> None:
+    """One step down, unless the loss or its gradient is not finite."""
+    for group in optimiser.param_groups:
+        group["lr"] = group.get("rate", 1.0) * rate
+    optimiser.zero_grad()
+    run.fabric.backward(loss)
+    norm = run.fabric.clip_gradients(objective, optimiser, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False)
+    # Looked at before the step, so that the weights are never touched by what is not finite.
+    if norm is None or not math.isfinite(loss.item() + norm.item()):
+        raise _divergence(run, *place, loss.item())
+    optimiser.step()
 
 
 def _divergence(run: Run, epoch: int, number: int, batch: Rows, loss: float) -> DivergenceError:
@@ -145,7 +181,7 @@ def _divergence(run: Run, epoch: int, number: int, batch: Rows, loss: float) -> 
 
 
 def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> Progress:
-    checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
+    checked = _checked(run, run.rows["validation"])
     row = _row(run, len(progress.history), checked, train_loss=train_loss, seconds=seconds)
     if progress.history:
         before = progress.history[progress.best_epoch]
@@ -154,9 +190,17 @@ def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float)
         better = better and kl_is_whole(run.config, len(progress.history))
         if not better:
             kept = row | {"best_epoch": before["epoch"]}
-            return replace(progress, history=(*progress.history, kept), past=run.bare_objective.past)
+            return replace(progress, history=(*progress.history, kept), past=_past(run))
     best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
-    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}), run.bare_objective.past)
+    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}), _past(run))
+
+
+def _past(run: Run) -> Tensor | None:
+    return run.bare_objective.past if isinstance(run.bare_objective, Objective) else None
+
+
+def _checked(run: Run, rows: Rows) -> Validation:
+    return validate(run.module, run.volumes, rows, batch_size=run.config.batch_size, conditions=run.told)
 
 
 def _convincing(run: Run, checked: Validation) -> bool:
@@ -167,13 +211,22 @@ def _convincing(run: Run, checked: Validation) -> bool:
 
 
 def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, int | float]:
-    variational = run.model_config.name == "vae"
+    variational = run.model_config.variational
     return {
         "epoch": epoch,
         "train_loss": train_loss,
         "validation_mse": checked.fit.mse,
         "validation_fvu": diagnostics.fvu(checked.fit, run.mean_image),
         "pca_fvu": diagnostics.fvu(run.pca, run.mean_image),
+        "validation_elbo": bound(
+            run.module,
+            run.model_config,
+            run.volumes,
+            run.rows["validation"],
+            batch_size=run.config.batch_size,
+            seed=run.config.seed,
+            conditions=run.told,
+        ),
         "kl": float(checked.kl.sum(axis=1).mean()) if variational else math.nan,
         "n_active": int(diagnostics.active(checked.means, checked.kl).sum()),
         "beta_eff": _effective_beta(run, epoch, checked) if variational else 0.0,
@@ -188,7 +241,7 @@ def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
     beta = config.beta * (1.0 - config.info_alpha) * kl_weight(run.config, max(epoch - 1.0, 0.0))
     if config.sigma is None:
         return beta
-    if config.likelihood == "laplace":
+    if config.likelihood == "laplace" or config.name == "spatial_vae":
         return beta * config.sigma / SD_BY_SCALE / max(checked.absolute_error, 1e-30)
     return beta * config.sigma**2 / max(checked.fit.mse, 1e-30)
 
@@ -196,8 +249,7 @@ def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
 def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
-    checked = validate(run.module, run.volumes, run.rows["validation"], batch_size=run.config.batch_size)
-    trained = validate(run.module, run.volumes, sample(run.rows), batch_size=run.config.batch_size)
+    checked, trained = _checked(run, run.rows["validation"]), _checked(run, sample(run.rows))
     model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
     on_training = [diagnostics.fvu(fit, run.train_mean_image) for fit in (trained.fit, run.train_pca)]
     verdicts = [
@@ -206,7 +258,7 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
             (on_training[0], model), (on_training[1], pca), last=float(progress.history[-1]["validation_fvu"])
         ),
     ]
-    if run.model_config.name == "vae":
+    if run.model_config.variational:
         verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
         verdicts.append(diagnostics.prior_mismatch(trained.means, trained.log_vars))
     write_history(run.folder, progress)
@@ -215,6 +267,7 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
         run.folder,
         state=run.module.state_dict(),
         settings={"model": asdict(run.model_config), "training": asdict(run.config)},
+        conditions=run.conditions,
         grid=run.volumes.grid,
         subjects=used.drop_duplicates("subject_id").sort_values(["part", "subject_id"]),
         result={
@@ -233,7 +286,7 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
 def _summary(run: Run, progress: Progress, model: float, pca: float) -> str:
     if progress.best_epoch == 0:
         name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
-        return f"{name if run.model_config.anchor == 'pca' else 'The untrained start'}; the network added nothing."
+        return f"{name if run.model_config.start == 'pca' else 'The untrained start'}; the network added nothing."
     return (
         f"Best epoch {progress.best_epoch} of {progress.epoch}: fraction of validation variance unexplained {model:.4f}, "
         f"PCA of equal size {pca:.4f}, mean image 1."

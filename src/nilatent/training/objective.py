@@ -18,13 +18,12 @@ from nilatent.models.losses import (
     squared_error,
     voxel_log_likelihood,
 )
+from nilatent.training.bound import SD_BY_SCALE
 from nilatent.training.config import TrainConfig
 
 # Draws of earlier batches, and of the prior, that a batch is compared with: a handful of scans says little of all.
 QUEUE_LENGTH = 256
 N_PRIOR_DRAWS = 512
-# Of the Laplace distribution: its SD by its mean absolute deviation.
-SD_BY_SCALE = 2.0**0.5
 
 
 class Objective(nn.Module):
@@ -62,7 +61,13 @@ class Objective(nn.Module):
         self.register_buffer("past", torch.zeros(0, model_config.n_latent), persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "batch 1 x y z"], generator: torch.Generator, kl_weight: float = 1.0
+        self,
+        x: Float[Tensor, "batch 1 x y z"],
+        generator: torch.Generator,
+        c: Float[Tensor, "batch condition"] | None = None,
+        score: Float[Tensor, " batch"] | None = None,
+        *,
+        kl_weight: float = 1.0,
     ) -> Float[Tensor, ""]:
         """Average the loss over the scans of a batch.
 
@@ -72,6 +77,10 @@ class Objective(nn.Module):
             Clean scans.
         generator : Generator
             On the device of the scans; the source of every draw.
+        c : (batch, condition) Tensor, optional
+            What the model is told of each scan.
+        score : (batch,) Tensor, optional
+            Standardised score that the first latent shall be, NaN where it is not known.
         kl_weight : float
             Share of the capacity term's weight that is in force, from :func:`nilatent.training.config.kl_weight`.
 
@@ -82,18 +91,27 @@ class Objective(nn.Module):
             bound in nats, divided by the number of voxels for the sake of the gradient's size; `beta` is weighed before.
         """
         noisy = x + self.input_noise * self.variance**0.5 * _normal(x, generator)
-        posterior = self.model.encode(noisy)
+        posterior = self.model.encode(noisy, c)
         z = posterior.sample(generator)
         # Noise for f alone: the anchor's linear part would turn it into an error that f could only shrink towards.
         shaken = z + self.latent_noise * _normal(z, generator)
         if isinstance(self.model, Autoencoder):
-            drawn = self.model.anchor.reconstruct(z) + self.model.correction(shaken)
+            drawn = self.model.anchor.reconstruct(z, c) + self.model.correction(shaken, c)
             error = squared_error(x, drawn, self.model.anchor.mask)
-            return error.mean() / (self.n_voxels * self.variance)
-        added, noise = self.model.correction_and_noise(shaken)
-        likelihood = self._log_likelihood(x, self.model.anchor.reconstruct(z) + added, noise)
+            # Of Gaussian noise with the variance about the mean image, twice the nats per voxel: so is the pull.
+            return (error.mean() / self.variance + 2.0 * self._pull(posterior, score)) / self.n_voxels
+        added, noise = self.model.correction_and_noise(shaken, c)
+        likelihood = self._log_likelihood(x, self.model.anchor.reconstruct(z, c) + added, noise)
         cost = self._capacity(z, posterior, kl_weight) + self._distance_to_prior(z, generator)
-        return (cost - likelihood.mean()) / self.n_voxels
+        return (cost + self._pull(posterior, score) - likelihood.mean()) / self.n_voxels
+
+    def _pull(self, posterior: Posterior, score: Tensor | None) -> Tensor | float:
+        """Nats per scan that the score costs when its mean is the first latent; scans without a score cost none."""
+        if score is None:
+            return 0.0
+        known = score.isfinite()
+        off = (posterior.mean[:, 0] - score.nan_to_num()).square() + posterior.log_var[:, 0].exp()
+        return 0.5 * self.model_config.align_weight * (off * known).mean()
 
     def _log_likelihood(self, x: Tensor, drawn: Tensor, noise: Tensor | None) -> Float[Tensor, " batch"]:
         mask, sigma = self.model.anchor.mask, self.model_config.sigma

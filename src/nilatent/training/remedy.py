@@ -52,7 +52,7 @@ def slower(model: ModelConfig, config: TrainConfig) -> Settings:
 
 def anchored(model: ModelConfig, config: TrainConfig) -> Settings | None:
     """Start from the principal components of the training scans."""
-    return None if model.anchor == "pca" else (replace(model, anchor="pca"), config)
+    return None if model.start == "pca" or model.name == "spatial_vae" else (replace(model, anchor="pca"), config)
 
 
 def other_seed(model: ModelConfig, config: TrainConfig) -> Settings:
@@ -106,13 +106,19 @@ Collapse comes first, because latents that say nothing draw the same brain for e
 
 
 def train_with_remedies(
-    volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, config: TrainConfig, folder: Path
+    volumes: Volumes,
+    parts: pd.DataFrame,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    scans: pd.DataFrame | None = None,
 ) -> TrainedModel:
     """Train, and as long as the diagnosis finds a failure with a remedy, train again with it, at most three times.
 
     Parameters
     ----------
-    volumes, parts, model_config, config, folder
+    volumes, parts, model_config, config, folder, scans
         As in :func:`nilatent.training.loop.train`. Every attempt is kept in ``folder/attempts/<number>``, resumes like any
         training, and is listed with its change and its diagnosis in ``folder/attempts.json``.
 
@@ -131,7 +137,7 @@ def train_with_remedies(
     attempts: list[Attempt] = []
     while True:
         place = folder / "attempts" / str(len(attempts))
-        failures, fvu = _diagnosis(train(volumes, parts, *settings, place).result)
+        failures, fvu = _diagnosis(train(volumes, parts, *settings, place, scans=scans).result)
         attempts.append(Attempt(len(attempts), change, failures, fvu))
         following = _next(failures, settings, tried) if len(attempts) <= MAX_RESTARTS else None
         if following is None:

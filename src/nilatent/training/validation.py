@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nilatent.models import Autoencoder, Posterior, Vae
+from nilatent.models import Model, Posterior
 from nilatent.models.losses import gaussian_kl
 from nilatent.training.diagnostics import Fit, fit
 from nilatent.volumes import Volumes, VoxelPca
 
 Rows = npt.NDArray[np.intp]
+Told = npt.NDArray[np.float32] | None
 PCA_BATCH = 16
 
 
@@ -56,13 +57,13 @@ def exact() -> Iterator[None]:
 
 
 def posteriors(
-    module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_size: int
-) -> Iterator[tuple[Rows, Tensor, Posterior]]:
+    module: Model, volumes: Volumes, rows: Rows, *, batch_size: int, conditions: Told = None
+) -> Iterator[tuple[Rows, Tensor, Tensor | None, Posterior]]:
     """Encode scans batch by batch, in single precision.
 
     Parameters
     ----------
-    module : Autoencoder or Vae
+    module : Autoencoder, Vae or SpatialVae
         On any device.
     volumes : Volumes
         The scans.
@@ -70,39 +71,49 @@ def posteriors(
         Which of them, in this order.
     batch_size : int
         Scans at a time; it changes nothing but speed and memory.
+    conditions : ndarray, optional
+        (scan, condition) of all scans of `volumes`, for a model that is told them.
 
     Yields
     ------
     tuple
-        Rows of the batch, the scans on the module's device, and their posterior.
+        Rows of the batch, the scans on the module's device, their conditions, and their posterior.
     """
     device = module.anchor.mask.device
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         with exact():
             x = read_batch(volumes, batch).to(device)
-            posterior = module.encode(x)
-        yield batch, x, posterior
+            c = told(conditions, batch, device)
+            posterior = module.encode(x, c)
+        yield batch, x, c, posterior
 
 
-def draw(module: Autoencoder | Vae, z: Float[Tensor, "batch latent"]) -> npt.NDArray[np.float32]:
+def told(conditions: Told, rows: Rows, device: torch.device) -> Float[Tensor, "batch condition"] | None:
+    """Conditions of some scans, on the device; None for a model that is told none."""
+    return None if conditions is None else torch.from_numpy(conditions[rows]).to(device)
+
+
+def draw(
+    module: Model, z: Float[Tensor, "batch latent"], c: Float[Tensor, "batch condition"] | None = None
+) -> npt.NDArray[np.float32]:
     """Decode latents and keep the voxels inside the mask, (batch, voxel)."""
     with exact():
-        return inside(module, module.decode(z))
+        return inside(module, module.decode(z, c))
 
 
-def inside(module: Autoencoder | Vae, volume: Float[Tensor, "batch 1 x y z"]) -> npt.NDArray[np.float32]:
+def inside(module: Model, volume: Float[Tensor, "batch 1 x y z"]) -> npt.NDArray[np.float32]:
     """Keep the voxels inside the model's mask, (batch, voxel), on the CPU."""
     kept: npt.NDArray[np.float32] = volume.flatten(1)[:, module.anchor.mask.flatten() > 0].cpu().numpy()
     return kept
 
 
-def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_size: int) -> Validation:
+def validate(module: Model, volumes: Volumes, rows: Rows, *, batch_size: int, conditions: Told = None) -> Validation:
     """Reconstruct scans from their posterior means and measure the result.
 
     Parameters
     ----------
-    module, volumes, rows, batch_size
+    module, volumes, rows, batch_size, conditions
         As in :func:`posteriors`.
 
     Returns
@@ -117,11 +128,11 @@ def validate(module: Autoencoder | Vae, volumes: Volumes, rows: Rows, *, batch_s
     kl: list[npt.NDArray[np.float32]] = []
 
     def pairs() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        for _, x, posterior in posteriors(module, volumes, rows, batch_size=batch_size):
+        for _, x, c, posterior in posteriors(module, volumes, rows, batch_size=batch_size, conditions=conditions):
             means.append(posterior.mean.cpu().numpy())
             log_vars.append(posterior.log_var.cpu().numpy())
             kl.append(gaussian_kl(posterior.mean, posterior.log_var).cpu().numpy())
-            seen, drawn = inside(module, x), draw(module, posterior.mean)
+            seen, drawn = inside(module, x), draw(module, posterior.mean, c)
             absolute.append(np.abs(seen - drawn).mean(axis=1, dtype=np.float64))
             errors.append(np.square(seen - drawn, dtype=np.float64).mean(axis=1))
             yield seen, drawn
