@@ -187,7 +187,7 @@ def sized(config: RunConfig, *, n_train: int) -> ModelConfig:
     n_train : int
         Scans in the training part.
     """
-    if not config.n_latent_auto:
+    if not config.n_latent_auto or config.model.name == "spatial_vae":
         return config.model
     return dataclasses.replace(config.model, n_latent=max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT)))
 

@@ -32,9 +32,9 @@ def make(pca: dict[str, torch.Tensor | float]) -> Callable[..., Model]:
     def made(name: str, anchor: str, *, shaken: bool = False) -> Model:
         torch.manual_seed(0)
         start = LinearStart(**{part: value for part, value in pca.items() if part != "mask"})
-        model = build(
-            ModelConfig(name=name, n_latent=3, channels=(4, 8, 8), anchor=anchor), mask=pca["mask"], start=start
-        )
+        size = {"latent_grid": 3, "latent_channels": 2} if name == "spatial_vae" else {"n_latent": 3}
+        config = ModelConfig(name=name, channels=(4, 8, 8), anchor=anchor, **size)
+        model = build(config, mask=pca["mask"], start=start)
         if shaken:
             with torch.no_grad():
                 for parameter in model.parameters():

@@ -94,8 +94,10 @@ class Run:
 
     @property
     def n_latent(self) -> int | None:
-        """Length of the latent vector; None without a model."""
+        """Values that the latent of a scan holds; None without a model."""
         model = self.model.get("model", {})
+        if model.get("name") == "spatial_vae":
+            return int(model["latent_channels"]) * int(model["latent_grid"]) ** 3
         return int(model["n_latent"]) if "n_latent" in model else None
 
     @property

@@ -1,0 +1,101 @@
+"""Works that the methods text cites, by the keys it writes in brackets."""
+
+from nilatent.report.page import Reference
+
+REFERENCES: dict[str, Reference] = {
+    "aal": Reference(
+        "Tzourio-Mazoyer N, et al. Automated anatomical labeling of activations in SPM. NeuroImage 2002;15:273-289.",
+        "10.1006/nimg.2001.0978",
+    ),
+    "aal2": Reference(
+        "Rolls ET, Joliot M, Tzourio-Mazoyer N. Implementation of a new parcellation of the orbitofrontal cortex in the "
+        "automated anatomical labeling atlas. NeuroImage 2015;122:1-5.",
+        "10.1016/j.neuroimage.2015.07.075",
+    ),
+    "adamw": Reference(
+        "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.", "10.48550/arXiv.1711.05101"
+    ),
+    "bids": Reference(
+        "Gorgolewski KJ, et al. The brain imaging data structure, a format for organizing and describing outputs of "
+        "neuroimaging experiments. Scientific Data 2016;3:160044.",
+        "10.1038/sdata.2016.44",
+    ),
+    "deepbet": Reference(
+        "Fisch L, et al. deepbet: Fast brain extraction of T1-weighted MRI using convolutional neural networks. "
+        "Computers in Biology and Medicine 2024;179:108845.",
+        "10.1016/j.compbiomed.2024.108845",
+    ),
+    "fdr": Reference(
+        "Benjamini Y, Hochberg Y. Controlling the false discovery rate. Journal of the Royal Statistical Society B "
+        "1995;57:289-300.",
+        "10.1111/j.2517-6161.1995.tb02031.x",
+    ),
+    "freedman": Reference(
+        "Freedman D, Lane D. A nonstochastic interpretation of reported significance levels. Journal of Business & "
+        "Economic Statistics 1983;1:292-298.",
+        "10.1080/07350015.1983.10509354",
+    ),
+    "mattes": Reference(
+        "Mattes D, et al. PET-CT image registration in the chest using free-form deformations. IEEE Transactions on "
+        "Medical Imaging 2003;22:120-128.",
+        "10.1109/TMI.2003.809072",
+    ),
+    "mni": Reference(
+        "Fonov V, et al. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage 2011;54:313-327.",
+        "10.1016/j.neuroimage.2010.07.033",
+    ),
+    "modulation": Reference(
+        "Good CD, et al. A voxel-based morphometric study of ageing in 465 normal adult human brains. NeuroImage "
+        "2001;14:21-36.",
+        "10.1006/nimg.2001.0786",
+    ),
+    "n4": Reference(
+        "Tustison NJ, et al. N4ITK: improved N3 bias correction. IEEE Transactions on Medical Imaging 2010;29:1310-1320.",
+        "10.1109/TMI.2010.2046908",
+    ),
+    "ashburner": Reference(
+        "Ashburner J, Friston KJ. Unified segmentation. NeuroImage 2005;26:839-851.", "10.1016/j.neuroimage.2005.02.018"
+    ),
+    "syn": Reference(
+        "Avants BB, et al. Symmetric diffeomorphic image registration with cross-correlation. Medical Image Analysis "
+        "2008;12:26-41.",
+        "10.1016/j.media.2007.06.004",
+    ),
+    "tohka": Reference(
+        "Tohka J, Zijdenbos A, Evans A. Fast and robust parameter estimation for statistical partial volume models in "
+        "brain MRI. NeuroImage 2004;23:84-97.",
+        "10.1016/j.neuroimage.2004.05.007",
+    ),
+    "ssim": Reference(
+        "Wang Z, et al. Image quality assessment: from error visibility to structural similarity. IEEE Transactions on "
+        "Image Processing 2004;13:600-612.",
+        "10.1109/TIP.2003.819861",
+    ),
+    "vae": Reference("Kingma DP, Welling M. Auto-encoding variational Bayes. ICLR 2014.", "10.48550/arXiv.1312.6114"),
+    "winkler": Reference(
+        "Winkler AM, et al. Permutation inference for the general linear model. NeuroImage 2014;92:381-397.",
+        "10.1016/j.neuroimage.2014.01.060",
+    ),
+    "freebits": Reference(
+        "Kingma DP, et al. Improved variational inference with inverse autoregressive flow. NeurIPS 2016.",
+        "10.48550/arXiv.1606.04934",
+    ),
+    "tc": Reference(
+        "Chen RTQ, et al. Isolating sources of disentanglement in variational autoencoders. NeurIPS 2018.",
+        "10.48550/arXiv.1802.04942",
+    ),
+    "capacity": Reference(
+        "Burgess CP, et al. Understanding disentangling in beta-VAE. 2018.", "10.48550/arXiv.1804.03599"
+    ),
+    "infovae": Reference(
+        "Zhao S, Song J, Ermon S. InfoVAE: balancing learning and inference in variational autoencoders. AAAI 2019.",
+        "10.1609/aaai.v33i01.33015885",
+    ),
+    "lsgan": Reference(
+        "Mao X, et al. Least squares generative adversarial networks. ICCV 2017.", "10.1109/ICCV.2017.304"
+    ),
+    "patchgan": Reference(
+        "Isola P, et al. Image-to-image translation with conditional adversarial networks. CVPR 2017.",
+        "10.1109/CVPR.2017.632",
+    ),
+}
