@@ -21,6 +21,7 @@ from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import read_latents, write_latents
+from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
@@ -169,16 +170,18 @@ class River:
 
     def regions(self, volumes: Volumes) -> RegionWeights:
         """Mean grey matter per atlas region, in ``regions.tsv``; `volumes` hold grey matter."""
-        atlas = self._atlas()
-        weights = region_weights(atlas, volumes.grid, volumes.mask)
+        weights = self._weights(volumes)
         self._stage(
             "regions",
             self.out / "regions.provenance.json",
-            settings={"atlas": atlas.sha256},
+            settings={"atlas": self._atlas().sha256},
             needs=["grey"],
             fill=lambda: write_regions(regional(volumes, weights), weights, self.out),
         )
         return weights
+
+    def _weights(self, volumes: Volumes) -> RegionWeights:
+        return region_weights(self._atlas(), volumes.grid, volumes.mask)
 
     def _atlas(self) -> Atlas:
         table = self.config.atlas.table
@@ -259,6 +262,9 @@ class River:
         def reconstructed() -> Finding:
             model = load_model(self.out / "model")
             rows = volumes.rows(list(parts.index))
+            features, network = image_features(volumes.mask)
+            # T1 intensities have a wider mask than grey matter, so their regions are weighed anew.
+            of_mask = weights if config.recipe.target == "gm" else self._weights(volumes)
             return reconstruction(
                 volumes,
                 reconstructions(model, volumes, rows, scans=prepared.scans),
@@ -267,6 +273,10 @@ class River:
                 n_latent=model.model_config.n_values,
                 seed=config.seed,
                 group=study.group,
+                site=study.site,
+                regions=of_mask,
+                features=features,
+                features_note=network,
                 model_note=model.result["summary"],
                 target=config.recipe.target,
             )

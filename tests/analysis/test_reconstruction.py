@@ -306,6 +306,7 @@ def test_settings_and_notes_reach_the_reader(volumes, parts):
     assert found.settings["n_components_pca"] == 23
     assert "PCA; the network added nothing." in found.caveats
     assert any("PCA has 23 components, not 64" in line for line in found.caveats)
+    assert "the largest PCA that the training scans allow (23 components" in found.answer
     assert line(found, "pca")["psnr"] > line(run(volumes, parts, lambda x: x, n_latent=64), "pca")["psnr"]
     other = run(volumes, parts, lambda x: x, n_latent=64, seed=1)
     assert line(other, "pca")["mse_low"] != line(found, "pca")["mse_low"]

@@ -66,9 +66,8 @@ def test_columns_that_part_the_scans_alike_are_one(rng):
 
 
 def test_many_scans_of_one_subject_are_no_evidence(rng):
-    model = np.where(np.arange(40) < 20, 0.9, 0.7) + 0.01 * rng.normal(size=40)
-    strata = {("", "all"): np.arange(40), ("site", "a"): np.arange(20), ("site", "b"): np.arange(20, 40)}
-    subjects = np.array([i // 4 for i in range(40)], dtype=object)
-    few = np.array([0] * 20 + list(range(1, 21)), dtype=object)
-    assert worse_levels(measured(model, np.ones(40)), subjects, strata, seed=0)
-    assert not worse_levels(measured(model, np.ones(40)), few, strata, seed=0)
+    model = np.where(np.arange(60) < 6, 0.9, 0.7) + 0.01 * rng.normal(size=60)
+    strata = {("", "all"): np.arange(60), ("site", "a"): np.arange(30), ("site", "b"): np.arange(30, 60)}
+    one_by_one, six_each = np.arange(60).astype(object), (np.arange(60) // 6).astype(object)
+    assert worse_levels(measured(model, np.ones(60)), one_by_one, strata, seed=0)
+    assert not worse_levels(measured(model, np.ones(60)), six_each, strata, seed=0)

@@ -120,7 +120,8 @@ def reconstruction(
     table = table[[name for name in table if not str(name).startswith(absent)]] if absent else table
     data = _data(volumes, measures, known, part)
     data = data.drop_vars([name for name in data if str(name).startswith(absent)]) if absent else data
-    words = answer(measures, subjects, strata, table, n_components=n_components, n_coarse=coarse.n_values, seed=seed)
+    sizes = {"n_latent": n_latent, "n_components": n_components, "n_coarse": coarse.n_values}
+    words = answer(measures, subjects, strata, table, **sizes, seed=seed)
     if regions is not None:
         by_region = region_data(measures, regions, subjects, held_out, seed=seed)
         data, words = data.merge(by_region), words + regions_sentence(by_region)

@@ -48,6 +48,7 @@ def answer(
     strata: Strata,
     table: pd.DataFrame,
     *,
+    n_latent: int,
     n_components: int,
     n_coarse: int,
     seed: int,
@@ -64,8 +65,8 @@ def answer(
         (column, level) to the rows of held-out scans; ("", "all") holds all.
     table : DataFrame
         By stratum and method.
-    n_components, n_coarse : int
-        Numbers that PCA and down-sampling keep of a scan.
+    n_latent, n_components, n_coarse : int
+        Numbers that the model, PCA and down-sampling keep of a scan.
     seed : int
         Of the bootstrap.
     """
@@ -75,10 +76,11 @@ def answer(
     _, against_coarse, coarse_fvu = standing(measures, subjects, held_out, "down-sampling", seed=seed)
     held = table[(table["stratum"] == "all") & (table["part"] == "test")].set_index("method")
     ssim, multi_scale = held["ssim"], held["ms_ssim"]["model"]
+    size = "PCA of equal size" if n_components == n_latent else "the largest PCA that the training scans allow"
     said = (
         f"On {len(held_out)} held-out scans of {len(set(subjects[held_out]))} subjects the model is "
         f"{verdict((fvu - 1, low - 1, high - 1))} the mean image (FVU {fvu:.3f} [{low:.3f}, {high:.3f}]) and "
-        f"{verdict(against_pca)} PCA of equal size ({n_components} components, FVU {pca_fvu:.3f}; difference "
+        f"{verdict(against_pca)} {size} ({n_components} components, FVU {pca_fvu:.3f}; difference "
         f"{difference:+z.4f} [{from_:+z.4f}, {to:+z.4f}]){_cohorts(measures, subjects, strata, seed=seed)}. "
         f"It is {verdict(against_coarse)} down-sampling to as many values ({n_coarse} values, FVU {coarse_fvu:.3f}). "
         f"Structural similarity is {ssim['model']:.3f} for the model, {ssim['pca']:.3f} for PCA and "
@@ -187,7 +189,7 @@ def caveats(settings: Mapping[str, Any], *, n_held_out: int) -> list[str]:
         "FVU is the squared error divided by that of the mean training image: 1 keeps nothing that differs, 0 everything.",
         "The mean squared error rewards blur; a low FVU is not a sharp image, and smoother maps give a lower FVU.",
         "On the whole volume every method is zero outside the mask and the scan is as it was packed. Background that is easy "
-        "to get right raises SSIM and PSNR there: compare methods inside the mask.",
+        "to get right raises SSIM and PSNR there, and what the mask cuts off lowers them: compare methods inside the mask.",
         f"Multi-scale SSIM uses {n_scales} of the five scales of Wang et al. (2003); the grid has no room for more."
         if n_scales < len(SCALE_WEIGHTS)
         else "Multi-scale SSIM uses the five scales of Wang et al. (2003).",

@@ -55,9 +55,9 @@ COLUMN_NAMES = {
     "mse": ("MSE", "Mean squared error inside the mask; lower is better"),
     "mae": ("MAE", "Mean absolute error inside the mask; lower is better"),
     "psnr": ("PSNR (dB)", "Peak signal-to-noise ratio inside the mask; higher is better"),
-    "psnr_whole": ("PSNR, whole (dB)", "On the whole volume: background raises it"),
-    "ssim_whole": ("SSIM, whole", "On the whole volume: background raises it"),
-    "ms_ssim_whole": ("MS-SSIM, whole", "On the whole volume: background raises it"),
+    "psnr_whole": ("PSNR, whole (dB)", "On the whole volume, with the background and what the mask cuts off"),
+    "ssim_whole": ("SSIM, whole", "On the whole volume, with the background and what the mask cuts off"),
+    "ms_ssim_whole": ("MS-SSIM, whole", "On the whole volume, with the background and what the mask cuts off"),
     "n_scans": ("n scans", ""),
     "n_subjects": ("n persons", ""),
     "mse_sd": ("SD of MSE", "Over scans"),
@@ -118,8 +118,11 @@ def _dots(
     axes.hlines(height, low, high, color=colour, lw=1.6)
     axes.scatter(values.where(~far), height, s=30, c=colour, marker=marker, zorder=3, label=method, lw=0)
     for value, place in zip(values[far], height[far], strict=True):
-        axes.scatter(edge, place, s=30, c=colour, marker=">", zorder=3, lw=0)
-        axes.text(edge, place, f"{value:.1f}  ", color=colour, ha="right", va="center", fontsize=7.5)
+        axes.scatter(edge, place, s=30, c=colour, marker=">", zorder=3, lw=0, clip_on=False)
+        axes.annotate(
+            f"{value:.1f}", (edge, place), (-6, 0), textcoords="offset points",
+            color=colour, fontsize=7.5, ha="right", va="center",
+        )  # fmt: skip
 
 
 def _edge(values: np.ndarray) -> float:

@@ -63,7 +63,10 @@ SECTIONS: tuple[FindingSection, ...] = (
         reconstruction.draw,
         "What survives the way through the latents and back, on scans the model has never seen.",
         reconstruction.COLUMN_NAMES,
-        more={"reconstruction-slices": reconstruction.draw_slices},
+        more={
+            "reconstruction-regions": reconstruction.draw_regions,
+            "reconstruction-slices": reconstruction.draw_slices,
+        },
         maps=reconstruction.MAPS,
     ),
     FindingSection(

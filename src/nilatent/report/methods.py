@@ -128,13 +128,20 @@ def _optimiser(training: Mapping[str, Any]) -> str:
 def _reconstruction(run: Run) -> str:
     if not run.done("reconstruction"):
         return ""
-    mask = "brain" if run.settings.get("recipe", {}).get("target") == "t1w" else "grey-matter"
-    return (
-        f"Reconstruction was judged inside the {mask} mask on the test scans only, beside the mean image and a "
-        "principal component analysis with as many dimensions, both fitted on the training scans. FVU is the fraction "
-        "of variance left unexplained, the mean squared error divided by that of the mean image. Structural similarity "
-        "is SSIM in three dimensions [ssim]. Intervals are 95 % bootstrap intervals."
+    intensities = run.settings.get("recipe", {}).get("target") == "t1w"
+    found = run.findings["reconstruction"].settings
+    text = (
+        f"Reconstruction was judged inside the {'brain' if intensities else 'grey-matter'} mask, and where it says so on the whole "
+        "volume, on the test scans only: beside the mean image, down-sampling to as many values, and a principal component "
+        "analysis with as many dimensions (or as many as the training scans allow), all fitted on the training scans. FVU is "
+        "the fraction of variance left unexplained, the mean squared error divided by that of the mean image. Structural "
+        "similarity is SSIM [ssim] and MS-SSIM [msssim] in three dimensions."
     )
+    if found.get("features"):
+        text += f" Deep-feature distances are those of {found['features']} [features], relative to the mean image's."
+    if not intensities:
+        text += " Agreement of total grey matter is bias, Lin's concordance [lin] and limits of agreement [bland]."
+    return text + " Intervals are 95 % bootstrap intervals over subjects."
 
 
 def _regions(run: Run) -> str:

@@ -98,4 +98,21 @@ REFERENCES: dict[str, Reference] = {
         "Isola P, et al. Image-to-image translation with conditional adversarial networks. CVPR 2017.",
         "10.1109/CVPR.2017.632",
     ),
+    "msssim": Reference(
+        "Wang Z, Simoncelli EP, Bovik AC. Multiscale structural similarity for image quality assessment. Asilomar 2003.",
+        "10.1109/ACSSC.2003.1292216",
+    ),
+    "features": Reference(
+        "Amir D, Weiss Y. Understanding and simplifying perceptual distances. CVPR 2021.",
+        "10.1109/CVPR46437.2021.01205",
+    ),
+    "lin": Reference(
+        "Lin LI. A concordance correlation coefficient to evaluate reproducibility. Biometrics 1989;45:255-268.",
+        "10.2307/2532051",
+    ),
+    "bland": Reference(
+        "Bland JM, Altman DG. Statistical methods for assessing agreement between two methods of clinical measurement. "
+        "Lancet 1986;327:307-310.",
+        "10.1016/S0140-6736(86)90837-8",
+    ),
 }
