@@ -138,14 +138,14 @@ def bands(
 def halve(volume: Float[Tensor, "*batch x y z"]) -> Float[Tensor, "*batch a b c"]:
     """Smooth and take every second voxel along each axis; the number of voxels is rounded up, zero lies beyond the grid."""
     for axis, side in zip((-3, -2, -1), volume.shape[-3:], strict=True):
-        volume = _along(volume, _halving(side).to(volume), axis)
+        volume = _along(volume, _halving(side, volume.device).to(volume.dtype), axis)
     return volume
 
 
 def double(volume: Float[Tensor, "*batch a b c"], shape: torch.Size) -> Float[Tensor, "*batch x y z"]:
     """Spread each voxel over the finer voxels that it was smoothed from, with the same weights."""
     for axis, side in zip((-3, -2, -1), shape, strict=True):
-        volume = _along(volume, _halving(side).T.to(volume), axis)
+        volume = _along(volume, _halving(side, volume.device).T.to(volume.dtype), axis)
     return volume
 
 
@@ -155,16 +155,16 @@ def _along(volume: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _halving(side: int) -> Tensor:
+def _halving(side: int, device: torch.device) -> Tensor:
     """Matrix (half, side) that smooths and takes every second voxel; its rows add to 1 away from the border."""
     # Kept for later calls, which may need a gradient where this one does not.
     with torch.inference_mode(mode=False):
         matrix = torch.zeros(-(-side // 2), side)
-    for row in range(len(matrix)):
-        for step, weight in enumerate(LINE):
-            if 0 <= 2 * row - 1 + step < side:
-                matrix[row, 2 * row - 1 + step] = weight / sum(LINE)
-    return matrix
+        for row in range(len(matrix)):
+            for step, weight in enumerate(LINE):
+                if 0 <= 2 * row - 1 + step < side:
+                    matrix[row, 2 * row - 1 + step] = weight / sum(LINE)
+        return matrix.to(device)
 
 
 def _above_zero(weight: Tensor) -> Tensor:

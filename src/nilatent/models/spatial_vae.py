@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from nilatent.models.anchor import NoAnchor
 from nilatent.models.autoencoder import start_at_zero
 from nilatent.models.blocks import CHANNELS_PER_GROUP, Posterior, crop
+from nilatent.models.layers import NormSilu
 from nilatent.models.losses import LOG_VAR_RANGE
 
 START_LOG_VAR = -3.0
@@ -87,7 +88,7 @@ def unfold(volume: Float[Tensor, "batch folded a b c"], stride: Stride) -> Float
 
 
 class Residual(nn.Module):
-    """Two convolutions and a way around them; conditions scale and shift what enters each.
+    """Two convolutions and a way around them; conditions scale and shift what enters the first.
 
     GroupNorm looks at one scan at a time: a scan's features do not depend on its batch or on ``training``.
 
@@ -101,9 +102,9 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, *, n_condition: int) -> None:
         super().__init__()
-        self.first_norm = nn.GroupNorm(width // CHANNELS_PER_GROUP, width)
+        self.first_norm = NormSilu(width // CHANNELS_PER_GROUP, width)
         self.first = nn.Conv3d(width, width, 3, padding=1, bias=False)
-        self.second_norm = nn.GroupNorm(width // CHANNELS_PER_GROUP, width)
+        self.second_norm = NormSilu(width // CHANNELS_PER_GROUP, width)
         self.second = nn.Conv3d(width, width, 3, padding=1)
         self.told = nn.Linear(n_condition, 2 * width) if n_condition > 0 else None
         if self.told is not None:
@@ -117,11 +118,11 @@ class Residual(nn.Module):
             return self._added(x.float() if x.shape[2] == BROKEN_SIDE else x, c)
 
     def _added(self, x: Tensor, c: Tensor | None) -> Tensor:
-        normed = self.first_norm(x)
+        bent: Tensor = self.first_norm(x)
         if self.told is not None and c is not None:
             gain, shift = self.told(c)[:, :, None, None, None].chunk(2, dim=1)
-            normed = normed * (1.0 + gain) + shift
-        added: Tensor = self.second(functional.silu(self.second_norm(self.first(functional.silu(normed)))))
+            bent = bent * (1.0 + gain) + shift
+        added: Tensor = self.second(self.second_norm(self.first(bent)))
         return x + added
 
 
@@ -150,8 +151,7 @@ class GridTrunk(nn.Module):
         self.stem = nn.Conv3d(prod(self.stride), widths[0], 3, padding=1)
         self.downs = nn.ModuleList(
             nn.Sequential(
-                nn.GroupNorm(before // CHANNELS_PER_GROUP, before),
-                nn.SiLU(),
+                NormSilu(before // CHANNELS_PER_GROUP, before),
                 nn.Conv3d(before, width, 3, stride=stride, padding=1),
             )
             for (before, width), stride in zip(pairwise(widths), plan[1:], strict=True)
@@ -159,7 +159,7 @@ class GridTrunk(nn.Module):
         # Convolutions cannot tell where they are; one learned map at the coarsest level tells them.
         self.place = nn.Parameter(torch.zeros(1, widths[-1], *levels(shape, grid)[-1]))
         self.blocks = nn.ModuleList(Residual(widths[-1], n_condition=n_condition) for _ in range(N_BLOCKS))
-        self.last = nn.Sequential(nn.GroupNorm(widths[-1] // CHANNELS_PER_GROUP, widths[-1]), nn.SiLU())
+        self.last = NormSilu(widths[-1] // CHANNELS_PER_GROUP, widths[-1])
         self.n_features = widths[-1]
 
     def forward(
@@ -244,7 +244,7 @@ class GridMirror(nn.Module):
             Doubling(before, width, stride=stride, shape=shape, n_condition=n_condition)
             for (before, width), stride, shape in finer
         )
-        self.norm = nn.Sequential(nn.GroupNorm(widths[0] // CHANNELS_PER_GROUP, widths[0]), nn.SiLU())
+        self.norm = NormSilu(widths[0] // CHANNELS_PER_GROUP, widths[0])
         self.last = nn.Conv3d(widths[0], prod(plan[0]), 3, padding=1)
         with torch.no_grad():
             # Every voxel of a block the same: without a pattern of blocks before the first step.
