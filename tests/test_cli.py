@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from nilatent import cli
 
-COMMANDS = ("demo", "run", "simulate", "prepare", "train", "encode", "analyse", "report", "doctor")
+COMMANDS = ("demo", "run", "simulate", "prepare", "train", "search", "encode", "analyse", "report", "doctor")
 
 
 def test_help_is_there_without_loading_numbers_or_networks():

@@ -32,6 +32,24 @@ class Preset(StrEnum):
     cpu_small = "cpu-small"
     cpu = "cpu"
     gpu = "gpu"
+    gpu_large = "gpu-large"
+
+
+class ModelName(StrEnum):
+    """Which network."""
+
+    autoencoder = "autoencoder"
+    vae = "vae"
+    spatial_vae = "spatial_vae"
+
+
+class Objective(StrEnum):
+    """What a search of settings takes for better."""
+
+    auto = "auto"
+    elbo = "elbo"
+    front = "front"
+    size = "size"
 
 
 class Kind(StrEnum):
@@ -73,6 +91,12 @@ Dask = Annotated[
     str,
     typer.Option("--dask", help="Prepare on the workers of a dask scheduler: tcp://HOST:8786, or its scheduler file."),
 ]
+
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train on so many GPUs (or processes, on a processor) of each machine."),
+]
+Nodes = Annotated[int | None, typer.Option(min=1, help="Train on so many machines, each of which runs this command.")]
 
 
 def _processes(n_procs: int, *, scheduler: str = "") -> int:
@@ -116,6 +140,11 @@ def _study(
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _machines(devices: int | None, num_nodes: int | None) -> dict[str, Any]:
+    given = {"training.devices": devices, "training.num_nodes": num_nodes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _close(n_scans: int, excluded: "pd.DataFrame") -> None:
     failed = excluded[excluded["stage"] != "study"]
     if failed.empty:
@@ -141,6 +170,9 @@ def run(
     column: Annotated[list[str] | None, typer.Option(help="Our name of a column = the source's: sex=gender.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
     seed: Seed = None,
+    model: Annotated[ModelName | None, typer.Option(help="Which network.")] = None,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
     remedy: Annotated[
         bool,
         typer.Option("--remedy", help="Train again, at most thrice, with what the diagnosis of a failure advises."),
@@ -149,7 +181,8 @@ def run(
     dask: Dask = "",
 ) -> None:
     """From scans to a report: the whole river; resumes, and skips what is finished."""
-    overrides = _study(group, contrast, covariates, site, column, exclude, seed)
+    overrides = _study(group, contrast, covariates, site, column, exclude, seed) | _machines(devices, num_nodes)
+    overrides |= {"model.name": model.value} if model else {}
     processes = _processes(n_procs, scheduler=dask)
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river
@@ -279,11 +312,11 @@ def _quality_page(done: "Cohort", out: Path) -> None:
     typer.echo(str(build(out)))
 
 
-def _again(folder: Path, *, until: str, only: list[str] | None = None) -> None:
+def _again(folder: Path, *, until: str, only: list[str] | None = None, overrides: dict[str, Any] | None = None) -> None:
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river
 
-    run_river([], folder, read_config(folder / "study.toml"), until=until, only=only or [])
+    run_river([], folder, read_config(folder / "study.toml", overrides=overrides), until=until, only=only or [])
 
 
 @app.command()
@@ -312,10 +345,29 @@ def native(
 
 
 @app.command()
-def train(folder: RunFolder) -> None:
+def train(folder: RunFolder, devices: Devices = None, num_nodes: Nodes = None) -> None:
     """Train the model of a run folder on its volumes; resumes where it was stopped."""
-    _again(folder, until="model")
+    _again(folder, until="model", overrides=_machines(devices, num_nodes))
     typer.echo(str(folder / "model"))
+
+
+@app.command()
+def search(
+    folder: RunFolder,
+    n_trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; may be raised later.")] = None,
+    objective: Annotated[Objective | None, typer.Option(help="What counts as better; auto follows the model.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with all settings, in place of the folder's study.toml.")
+    ] = None,
+) -> None:
+    """Search settings of the model on the validation scans of a run folder; goes on where it was stopped."""
+    given = {"search.n_trials": n_trials, "search.objective": objective.value if objective else None}
+    from nilatent.config import read_config
+    from nilatent.pipeline import search_settings
+
+    overrides = {name: value for name, value in given.items() if value is not None}
+    settings = read_config(folder / "study.toml" if config is None else config, overrides=overrides)
+    typer.echo(str(search_settings(folder, settings, n_procs=_processes(0))))
 
 
 @app.command()

@@ -18,22 +18,52 @@ from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.provenance import atomic, plain
+from nilatent.search.config import SearchConfig
 from nilatent.training.loop import TrainConfig
 
-# Each preset is a complete choice of resolution and size for a kind of machine; the file and the flags refine it.
+# Each preset is a complete choice of resolution, network and batch for a kind of machine; the file and the flags refine it.
+# Memory is for the vector models; a spatial_vae takes two to three times as much (see docs and `Cost`).
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu-small": {"recipe": {"spacing_mm": 4.0}},
-    "cpu": {"recipe": {"spacing_mm": 3.0}},
-    "gpu": {"recipe": {"spacing_mm": 2.0}},
+    # Two cores and 4 GB: minutes for a hundred scans.
+    "cpu-small": {
+        "recipe": {"spacing_mm": 4.0},
+        "model": {"channels": (8, 16, 32, 64)},
+        "training": {"n_epochs": 60, "patience": 12, "batch_size": 8, "precision": "32-true"},
+    },
+    # Eight cores and 16 GB: an hour or so.
+    "cpu": {
+        "recipe": {"spacing_mm": 3.0},
+        "model": {"channels": (8, 16, 32, 64)},
+        "training": {"n_epochs": 80, "patience": 15, "batch_size": 8, "precision": "32-true"},
+    },
+    # One GPU with 8 GB.
+    "gpu": {
+        "recipe": {"spacing_mm": 2.0},
+        "model": {"channels": (16, 32, 64, 128)},
+        "training": {"n_epochs": 120, "patience": 20, "batch_size": 16, "precision": "auto"},
+    },
+    # One or more GPUs with 24 GB: full resolution, in parts of a batch, with activations computed again.
+    "gpu-large": {
+        "recipe": {"spacing_mm": 1.0},
+        "model": {"channels": (16, 32, 64, 128, 128)},
+        "training": {
+            "n_epochs": 150,
+            "patience": 25,
+            "batch_size": 16,
+            "micro_batch": 4,
+            "checkpointing": True,
+            "precision": "auto",
+        },
+    },
 }
 MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what LRCP takes from the study.
-SEEDED = ("split", "training", "lrcp")
+SEEDED = ("split", "training", "lrcp", "search")
 ASKED = ("group", "contrast", "covariates", "site")
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
-FILES = (("study", "exclude"), ("atlas", "spec"), ("atlas", "table"))
+FILES = (("study", "exclude"), ("atlas", "spec"), ("atlas", "table"), ("training", "start_from"))
 
 
 @dataclass(frozen=True)
@@ -107,6 +137,7 @@ class RunConfig:
     training: TrainConfig = field(default_factory=TrainConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
     lrcp: LrcpConfig = field(default_factory=LrcpConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 def read_config(

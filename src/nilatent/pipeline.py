@@ -87,6 +87,31 @@ def run(
         return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
 
 
+def search_settings(out: Path, config: RunConfig, *, n_procs: int) -> Path:
+    """Search settings of the model of a run folder; goes on where it was stopped.
+
+    Parameters
+    ----------
+    out : Path
+        What :func:`run` filled, as far as the split at least.
+    config : RunConfig
+        Every setting; those of `config.search` say what is tried.
+    n_procs : int
+        Processes for the preparation, should something have changed.
+
+    Returns
+    -------
+    Path
+        Settings of the model and the training that were chosen, as a TOML file.
+    """
+    with locked(Path(out)):
+        river = River(Path(out), config)
+        prepared = river.prepared(river.cohort([]), n_procs=n_procs, scheduler="")
+        volumes = river.volumes(prepared)
+        river.search(prepared, volumes, river.parts(prepared))
+        return river.out / "search" / "winner.toml"
+
+
 def demonstrate(out: Path, *, n_subjects: int, seed: int, n_procs: int) -> Outcome:
     """Simulate a cohort with planted atrophy in `out` and run the whole river on it.
 

@@ -21,12 +21,14 @@ from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import read_latents, write_latents
+from nilatent.models import ModelConfig
 from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
 from nilatent.report.quality import build as build_quality
+from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.training.checkpoint import load_model
 from nilatent.training.cost import cost_of
@@ -227,8 +229,7 @@ class River:
             folder / "provenance.json",
             settings={"model": model_config, "training": self.config.training}
             | ({"remedy": True} if self.config.remedy else {}),
-            # What a model is told of the scans, or pulled to, stands in the table of the prepared ones.
-            needs=["volumes", "split", *(["prepared"] if model_config.condition or model_config.align else [])],
+            needs=["volumes", "split", *_told(model_config)],
             fill=fill,
         )
 
@@ -296,6 +297,22 @@ class River:
             if not only or name in only:
                 self._finding(name, analyse, settings=settings, needs=needs)
 
+    def search(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """Other settings of the model, tried on the validation scans, in ``search/`` and ``findings/search/``."""
+        config = self.config
+        model = sized(config, n_train=int((parts["part"] == "train").sum()))
+
+        def searched() -> Finding:
+            place = self.out / "search"
+            return search(volumes, parts, model, config.training, config.search, place, scans=prepared.scans)
+
+        self._finding(
+            "search",
+            searched,
+            settings={"model": model, "training": config.training, "search": config.search},
+            needs=["volumes", "split", *_told(model)],
+        )
+
     def _finding(self, name: str, analyse: Callable[[], Finding], *, settings: object, needs: Sequence[str]) -> None:
         folder = self.out / "findings" / name
         self._stage(
@@ -316,3 +333,8 @@ class River:
         """``report.html``, from the files of the folder."""
         self.console.print("report ...", highlight=False)
         build(self.out)
+
+
+def _told(model: ModelConfig) -> list[str]:
+    """What a model is told of the scans, or pulled to, stands in the table of the prepared ones."""
+    return ["prepared"] if model.condition or model.align else []

@@ -26,12 +26,12 @@ def test_figures_are_those_of_the_weights_that_are_kept() -> None:
 
 
 def others(*ends: float) -> list[np.ndarray]:
-    """Finished trials whose figure was 50 after the first epoch, and then another to the end."""
-    return [np.array([[50.0], [end], [end]]) for end in ends]
+    """Finished trials whose figure was nothing at the start, and then another to the end."""
+    return [np.array([[0.0], [end], [end]]) for end in ends]
 
 
 def test_below_the_median_at_this_epoch_is_hopeless() -> None:
-    at_1 = np.array([[50.0], [2.5]])
+    at_1 = np.array([[2.5], [2.5]])
     assert "was 2.5, the median of 5 finished trials at that epoch 3" in hopeless(at_1, others(1, 2, 3, 4, 5), (ELBO,))
     assert not hopeless(at_1, others(1, 2, 2, 4, 5), (ELBO,))
     assert not hopeless(at_1, others(1, 2, 3, 4), (ELBO,)), "four trials are no crowd"
@@ -39,12 +39,12 @@ def test_below_the_median_at_this_epoch_is_hopeless() -> None:
 
 
 def test_low_is_good_where_the_measure_says_so() -> None:
-    assert hopeless(np.array([[50.0], [3.5]]), others(1, 2, 3, 4, 5), (FVU,))
-    assert not hopeless(np.array([[50.0], [2.5]]), others(1, 2, 3, 4, 5), (FVU,))
+    assert hopeless(np.array([[0.0], [3.5]]), others(1, 2, 3, 4, 5), (FVU,))
+    assert not hopeless(np.array([[0.0], [2.5]]), others(1, 2, 3, 4, 5), (FVU,))
 
 
 def test_a_trial_that_ended_stays_as_it_ended() -> None:
-    assert hopeless(np.array([[50.0], [50.0], [50.0], [2.5]]), others(1, 2, 3, 4, 5), (ELBO,))
+    assert hopeless(np.array([[0.0], [2.5], [2.5], [2.5]]), others(1, 2, 3, 4, 5), (ELBO,))
 
 
 def test_with_two_figures_none_is_stopped_that_is_best_in_the_second() -> None:

@@ -34,7 +34,9 @@ def test_the_number_of_causes_is_found(caused: Cohort, tmp_path: Path) -> None:
     assert set(table["n_latent"]) == {1, 3, 6}
     assert set(table.loc[table["chosen"], "n_latent"]) == {3}
     assert "better than the noise of seeds explains" in finding.answer
+    assert "with every seed, so only other scans" in finding.answer, "at its start the FVU hangs on no seed"
     assert (finding.n_scans, finding.n_subjects) == (30, 30)
+    assert {path.name for path in (tmp_path / "trials" / "0000").iterdir()} == set(trials.KEPT)
     # Training had no part in it, so the other settings of that trial, which chance drew, are not handed on.
     row = table[table["chosen"]].iloc[0]
     assert (row["best_epoch"], row["learning_rate"] == SHORT.learning_rate) == (0, False)
@@ -58,6 +60,7 @@ def test_test_scans_never_enter(caused: Cohort, tmp_path: Path) -> None:
     after = search(other, parts, model, SHORT, config, tmp_path / "two", scans=told)
     pd.testing.assert_frame_equal(before.table.drop(columns="seconds"), after.table.drop(columns="seconds"))
     assert before.data.equals(after.data)
+    assert np.isfinite(before.data["validation_fvu_by_seed"]).all()
     assert (tmp_path / "one" / "winner.toml").read_text() == (tmp_path / "two" / "winner.toml").read_text()
 
 
@@ -114,13 +117,17 @@ def test_winner_toml_gives_the_settings_of_the_winner(caused: Cohort, pretended:
 
 
 def test_further_seeds_are_those_that_no_trial_had(caused: Cohort, pretended: Pretend, tmp_path: Path) -> None:
-    pretended(lambda _, config: config.seed + abs(math.log10(config.learning_rate / 5e-3)))
+    def figure(_: ModelConfig, config: TrainConfig) -> float:
+        return config.seed + abs(math.log10(config.learning_rate / 5e-3)) * (1 + config.seed / 100)
+
+    pretended(figure)
     training = TrainConfig(n_epochs=2, seed=5)
     finding = search(*caused, ModelConfig(name="vae", n_latent=4), training, SearchConfig(n_trials=9), tmp_path)
     values = finding.data["validation_fvu_by_seed"]
     assert list(values["seed"].values) == [6, 7, 8]
     gain = finding.table["validation_fvu"].iloc[0] - finding.table["validation_fvu"].min()
-    np.testing.assert_allclose(values.sel(settings="given") - values.sel(settings="chosen"), gain)
+    expected = gain / 1.05 * np.array([1.06, 1.07, 1.08])
+    np.testing.assert_allclose(values.sel(settings="given") - values.sel(settings="chosen"), expected)
     assert "better than the noise of seeds explains" in finding.answer
 
 
@@ -158,6 +165,12 @@ def test_the_finding_comes_back_from_disk(caused: Cohort, pretended: Pretend, tm
     pd.testing.assert_frame_equal(again.table, finding.table, check_dtype=False)
     assert again.data.equals(finding.data)
     assert any("best of 3 on the same 8 validation scans" in caveat for caveat in again.caveats)
+
+
+def test_what_a_search_cannot_vary_or_stop_is_refused(caused: Cohort, tmp_path: Path) -> None:
+    for setting, match in (({"devices": 2}, "make 2 processes"), ({"start_from": "model"}, "start_from is set")):
+        with pytest.raises(SettingError, match=match):
+            search(*caused, VAE, dataclasses.replace(SHORT, **setting), SIZES, tmp_path)
 
 
 def test_too_many_latents_are_refused_before_anything(caused: Cohort, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_a_range_of_one_value_is_not_searched() -> None:
     assert not {"beta", "width"} & set(searched)
     assert searched["learning_rate"] == Range(1e-3, 2e-3, True, 1e-3)
     assert searched["info_alpha"] == Range(0.0, 0.9, False, 0.0)
+    assert searched["info_lambda"] == Range(1.0, 1000.0, True, 1.0)
 
 
 def test_what_would_be_passed_over_is_refused() -> None:

@@ -1,9 +1,12 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from nilatent.errors import SettingError
 from nilatent.finding import Finding
 from nilatent.models import ModelConfig
 from nilatent.search import SearchConfig, search, trials
+from nilatent.search.config import ELBO, FVU, Measure
 from nilatent.search.figures import MIN_FINISHED
 from nilatent.training.config import TrainConfig
 from nilatent.training.loop import DivergenceError
@@ -53,6 +57,8 @@ def test_trials_stopped_early_are_listed_with_their_reason(caused: Cohort, prete
     assert stopped["reason"].str.match(r"Stopped after epoch 2 of 6: its validation ELBO .* the median of").all()
     assert not stopped[["on_front", "chosen"]].any(axis=None)
     assert (stopped["trial"] >= MIN_FINISHED).all()
+    reported = [line for line in (tmp_path / "journal.log").read_text().splitlines() if '"step":2' in line]
+    assert len(reported) == len(stopped), "the sampler is not told how bad they were"
     written = pd.read_csv(tmp_path / "trials.tsv", sep="\t", keep_default_na=False)
     assert list(written["reason"]) == list(table["reason"])
 
@@ -129,7 +135,9 @@ def test_a_search_that_is_interrupted_goes_on_as_if_not(
     monkeypatch.setattr(trials, "hopeless", whole)
     n_lines = len((tmp_path / "two" / "journal.log").read_text().splitlines())
     assert n_lines > 20
+    began = time.monotonic()
     again = run(caused, tmp_path / "two")
+    assert time.monotonic() - began < 25, "it waited for a lock that nobody holds"
     pd.testing.assert_frame_equal(again.table, undisturbed.table)
     assert not (tmp_path / "two" / "journal.log.lock").exists()
 
@@ -150,6 +158,8 @@ def test_the_seed_draws(caused: Cohort, pretended: Pretend, tmp_path: Path) -> N
     assert one["beta"].iloc[0] == two["beta"].iloc[0] == 1.0
     assert (one["beta"].iloc[1:] != two["beta"].iloc[1:]).all()
     assert one.iloc[1:][["beta", "learning_rate"]].nunique().eq(2).all()
+    shares = [np.log10(one["beta"].iloc[1:] / 0.1) / 2, np.log10(one["learning_rate"].iloc[1:] / 1e-4) / 2]
+    assert (abs(shares[0] - shares[1]) > 1e-6).all(), "two settings share one draw"
 
 
 def test_another_search_in_the_folder_is_refused(caused: Cohort, pretended: Pretend, tmp_path: Path) -> None:
@@ -181,13 +191,32 @@ def test_optuna_keeps_its_own_voice(caused: Cohort, pretended: Pretend, tmp_path
     assert optuna.logging.get_verbosity() == before
 
 
-def test_importance_tells_what_matters(caused: Cohort, pretended: Pretend, tmp_path: Path) -> None:
-    pretended(lambda _, config: abs(math.log10(config.learning_rate / 5e-3)))
-    data = run(caused, tmp_path / "many", n_trials=24).data["importance"]
-    assert data["setting"].values[0] == "learning_rate"
-    assert data.values[0] > 0.5
-    assert float(data.sum()) == pytest.approx(1.0)
-    assert run(caused, tmp_path / "few", n_trials=11).data["importance"].size == 0
+def study_of(rng: np.random.Generator, measure: Measure, n_trials: int) -> optuna.Study:
+    """The learning rate makes the best trials, beta the worst; low is good, times the sign of the measure."""
+    study = optuna.create_study(direction="minimize" if measure.sign > 0 else "maximize")
+    ranges = {name: optuna.distributions.FloatDistribution(0, 1) for name in ("learning_rate", "beta")}
+    for _ in range(n_trials):
+        drawn = {name: float(rng.uniform()) for name in ranges}
+        cost = 10.0 if drawn["beta"] > 0.75 else abs(drawn["learning_rate"] - 0.5)
+        study.add_trial(optuna.trial.create_trial(params=drawn, distributions=ranges, values=[measure.sign * cost]))
+    return study
+
+
+@pytest.mark.parametrize("measure", [ELBO, FVU])
+def test_importance_tells_what_makes_the_best(rng: np.random.Generator, measure: Measure) -> None:
+    task = SimpleNamespace(measures=(measure,))
+    found = trials.importances(task, study_of(rng, measure, 60))
+    assert list(found) == ["learning_rate", "beta"]
+    assert found["learning_rate"] > 0.6
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert trials.importances(task, study_of(rng, measure, 11)) == {}
+
+
+def test_importance_is_in_the_finding(caused: Cohort, pretended: Pretend, tmp_path: Path) -> None:
+    pretended(slope)
+    data = run(caused, tmp_path, n_trials=24).data["importance"]
+    assert set(data["setting"].values) <= {"learning_rate", "beta", "n_latent", "width", "info_alpha", "info_lambda"}
+    assert data.size > 1
 
 
 def test_old_trainings_are_not_taken_for_those_of_a_new_search(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import nilatent
 from nilatent.finding import Finding
-from nilatent.plots import brain, lrcp, projections, reconstruction
+from nilatent.plots import brain, lrcp, projections, reconstruction, search
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
 from nilatent.volumes import Grid, template
@@ -57,6 +57,14 @@ class FindingSection:
 
 
 SECTIONS: tuple[FindingSection, ...] = (
+    FindingSection(
+        "Search of settings",
+        "search",
+        search.draw,
+        "Whether other settings of the model do better than those given, judged on the validation scans alone.",
+        search.COLUMN_NAMES,
+        more={"search-seeds": search.draw_seeds},
+    ),
     FindingSection(
         "Reconstruction",
         "reconstruction",

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nilatent.report import model_words
+from nilatent.report import model_words, search
 from nilatent.report.page import Reference, number_text
-from nilatent.report.references import REFERENCES
+from nilatent.report.references import REFERENCES as WORKS
 from nilatent.report.study import Run, count
+
+REFERENCES = WORKS | search.REFERENCES
 
 
 def paragraphs(run: Run) -> tuple[str, ...]:
@@ -15,6 +17,7 @@ def paragraphs(run: Run) -> tuple[str, ...]:
         _scans,
         _preparation,
         _model,
+        _search,
         _reconstruction,
         _regions,
         _lrcp,
@@ -117,6 +120,10 @@ def _model(run: Run) -> str:
     return text
 
 
+def _search(run: Run) -> str:
+    return search.paragraph(run.findings["search"]) if run.done("search") else ""
+
+
 def _optimiser(training: Mapping[str, Any]) -> str:
     rate = training.get("learning_rate") or training.get("lr")
     settings = [f"learning rate {number_text(rate)}"] if rate else []
@@ -131,8 +138,8 @@ def _reconstruction(run: Run) -> str:
     intensities = run.settings.get("recipe", {}).get("target") == "t1w"
     found = run.findings["reconstruction"].settings
     text = (
-        f"Reconstruction was judged inside the {'brain' if intensities else 'grey-matter'} mask, and where it says so on the whole "
-        "volume, on the test scans only: beside the mean image, down-sampling to as many values, and a principal component "
+        f"Reconstruction was judged inside the {'brain' if intensities else 'grey-matter'} mask and, where it says so, on the "
+        "whole volume, on the test scans only: beside the mean image, down-sampling to as many values, and a principal component "
         "analysis with as many dimensions (or as many as the training scans allow), all fitted on the training scans. FVU is "
         "the fraction of variance left unexplained, the mean squared error divided by that of the mean image. Structural "
         "similarity is SSIM [ssim] and MS-SSIM [msssim] in three dimensions."

@@ -74,11 +74,12 @@ def search(
     interrupted goes on as if it had not been, and one with more trials begins like the shorter one. The same settings give
     the same figures to the last bit on one machine only, and from the first difference on, suggestions may differ too.
     """
+    _check_alone(train_config)
     kept = parts[parts["part"].isin(("train", "validation"))][["subject_id", "part"]]
     task = Task(
         volumes=volumes,
         parts=kept,
-        scans=None if scans is None else scans.loc[list(kept.index)],
+        scans=_told(scans, list(kept.index), model_config),
         model_config=model_config,
         train_config=train_config,
         config=config,
@@ -104,6 +105,26 @@ def search(
         _write(trials[trials["on_front"]], task.folder / "front.tsv")
         _write(seeds, task.folder / "seeds.tsv")
         return _finding(task, trials, seeds, importances(task, study))
+
+
+def _check_alone(train_config: TrainConfig) -> None:
+    if train_config.n_processes > 1:
+        raise SettingError(
+            f"training.devices and training.num_nodes make {train_config.n_processes} processes; a search trains in one, so that "
+            "it can stop a trial. Set both to 1."
+        )
+    if train_config.start_from:
+        raise SettingError(
+            "training.start_from is set, which fixes the network that a search would vary. Search without it."
+        )
+
+
+def _told(scans: pd.DataFrame | None, kept: list[str], model_config: ModelConfig) -> pd.DataFrame | None:
+    """Columns that the model is told, of the scans that are used; others could make a search another one for nothing."""
+    names = [*model_config.condition, *([model_config.align] if model_config.align else [])]
+    if scans is None or not names:
+        return None
+    return scans.loc[kept, [name for name in dict.fromkeys(names) if name in scans]]
 
 
 def marked(trials: pd.DataFrame, measures: tuple[Measure, ...]) -> pd.DataFrame:

@@ -60,10 +60,12 @@ def _tried(trials: pd.DataFrame) -> str:
 def _chosen(trials: pd.DataFrame, measures: Sequence[Measure]) -> str:
     row, first = trials[trials["chosen"]].iloc[0], trials.loc[0]
     told = ", ".join(f"{measure.words} {number(row[measure.column])}" for measure in measures)
+    # Trials that kept the same start share one point.
+    n_points = len(trials.loc[trials["on_front"], [measure.column for measure in measures]].drop_duplicates())
     how = (
         f"with the best {measures[0].words}"
         if len(measures) == 1
-        else f"the nearest to the best of both among {int(trials['on_front'].sum())} on the front"
+        else f"the nearest to the best of both on a front of {n_points} {'point' if n_points == 1 else 'points'}"
     )
     if row["trial"] == 0:
         return f"The settings as given are {how} ({told}): nothing that was tried is preferred to them."
@@ -100,6 +102,8 @@ def _by_seed(seeds: pd.DataFrame, measure: Measure) -> str:
 def _judged(found: Difference, measure: Measure) -> str:
     if found.n_seeds < 2:
         return "too few seeds went well with both to compare them"
+    if found.low == found.high:
+        return f"the difference is {number(found.mean)} with every seed, so only other scans could tell it from chance"
     told = f"the paired difference is {number(found.mean)} (95 % interval {number(found.low)} to {number(found.high)})"
     if found.better(measure):
         return f"{told}, better than the noise of seeds explains"
