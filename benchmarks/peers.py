@@ -97,7 +97,7 @@ def _monai(mask: Tensor, n_latent: int) -> tuple[list[Peer], list[str]]:
 
     def own(module: Any, x: Tensor) -> Tensor:
         drawn, mean, log_var, _ = module(x)
-        # The loss of its VAE tutorial: binary cross-entropy summed over the image, plus the KL.
+        # The form of its MedNIST tutorial: binary cross-entropy summed over the image, plus the KL, here at weight 1.
         entropy = functional.binary_cross_entropy(drawn.float(), x.clamp(0.0, 1.0), reduction="sum")
         kl = -0.5 * (1.0 + log_var - mean.square() - log_var.exp()).sum()
         return (entropy + kl) / x.numel()

@@ -10,6 +10,7 @@ every row that was run is in the table.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import tempfile
@@ -41,17 +42,19 @@ KEY = ["cohort", "split", "n_latent", "model"]
 TRIVIAL = ("mean image", "pca")
 
 
-def settings(model: str, n_latent: int) -> ModelConfig:
-    """A model by its name in the table: all defaults, or without an anchor when it is called plain."""
-    name, _, plain = model.partition(" ")
-    return (
-        ModelConfig(name=name, n_latent=n_latent, anchor="none") if plain else ModelConfig(name=name, n_latent=n_latent)
-    )
+def settings(model: str, n_latent: int, seed: int) -> tuple[ModelConfig, TrainConfig]:
+    """A model by its name in the table: all defaults; without an anchor when it is plain; untrained when it is its start."""
+    name, _, kind = model.partition(" ")
+    config = ModelConfig(name=name, n_latent=n_latent)
+    if kind == "plain":
+        config = dataclasses.replace(config, anchor="none")
+    return config, TrainConfig(seed=seed, n_epochs=0) if kind == "start" else TrainConfig(seed=seed)
 
 
 def models() -> list[str]:
     vector = [name for name in MODELS if name != "spatial_vae"]
-    return [*vector, *(f"{name} plain" for name in vector), *(name for name in MODELS if name == "spatial_vae")]
+    kinds = [f"{name} {kind}" for kind in ("start", "plain") for name in vector]
+    return [*vector, *kinds, *(name for name in MODELS if name == "spatial_vae")]
 
 
 def read_arguments() -> argparse.Namespace:
@@ -110,7 +113,7 @@ def judge(volumes: Volumes, seed: int, n_latent: int, model: str) -> dict[str, o
         return shared | measure(x, drawn, pca.mean, volumes.mask)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(volumes, parts, settings(model, n_latent), TrainConfig(seed=seed), Path(folder))
+        trained = train(volumes, parts, *settings(model, n_latent, seed), Path(folder))
     seconds = round(time.perf_counter() - began, 1)
     drawn = np.concatenate([batch for _, batch in reconstructions(trained, volumes, rows["test"])])
     history = {"best_epoch": trained.best_epoch, "n_epochs": len(trained.history) - 1, "seconds": seconds}

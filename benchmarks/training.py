@@ -10,9 +10,7 @@ learning rate. Where MONAI or Pythae is not installed its rows are missing, with
 
 import argparse
 import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from measured import Clock, Spent, machine
 from peers import Peer, peers
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
+from training_tables import tell_quality, tell_speed
 
 from nilatent.cohort import Cohort, SplitConfig, split
 from nilatent.models import ModelConfig
@@ -37,8 +37,8 @@ from nilatent.volumes import Volumes, gm_mask, volumes_in_memory, voxel_pca
 
 SD_BY_FWHM = 1.0 / 2.3548
 PEER_RATES = (3e-4, 1e-3, 3e-3)
-PILOT_EPOCHS = 12
-STEPS_A_TURN = 4
+PILOT_EPOCHS = 6
+STEPS_A_TURN = 2
 NOT_REACHED = float("nan")
 
 
@@ -54,14 +54,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Wall and processor seconds."""
-
-    wall: float
-    processor: float
-
-
-@dataclass(frozen=True)
 class Course:
     """One training: what was spent when the held-out FVU was what."""
 
@@ -70,24 +62,6 @@ class Course:
     def reached(self, target: float) -> Spent:
         """Seconds until the first epoch that is as good as the target."""
         return next((spent for spent, fvu in self.points if fvu <= target), Spent(NOT_REACHED, NOT_REACHED))
-
-
-class Clock:
-    """Wall and processor seconds since it was made, waiting for an accelerator before it is read."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._began = self._now()
-
-    def _now(self) -> tuple[float, float]:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
-
-    def read(self) -> Spent:
-        """Seconds so far."""
-        wall, processor = self._now()
-        return Spent(wall - self._began[0], processor - self._began[1])
 
 
 class EnoughError(Exception):
@@ -103,7 +77,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--n-latent", type=int, default=16)
     parser.add_argument("--n-epochs", type=int, default=60, help="length of the schedule, for all")
     parser.add_argument("--n-repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=5.0, help="wall minutes after which one training is ended")
+    parser.add_argument(
+        "--budget", type=float, default=120.0, help="processor seconds after which one training is ended"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", nargs="+", choices=("32-true", "bf16-mixed"), default=["32-true", "bf16-mixed"])
@@ -112,18 +88,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the tables as TSV")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.n_scans, arguments.n_epochs, arguments.n_repeats, arguments.minutes = 40, 6, 2, 0.3
+        arguments.n_scans, arguments.n_epochs, arguments.n_repeats, arguments.budget = 40, 6, 2, 3.0
     return arguments
-
-
-def machine(threads: int) -> str:
-    """Cores, memory, library and load: what a figure cannot be read without."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GB{device}, torch {torch.__version__}, "
-        f"{threads} threads, load {os.getloadavg()[0]:.1f}"
-    )
 
 
 def simulate(spacing_mm: float, fwhm_mm: float, n_scans: int, keep: Path | None) -> Volumes:
@@ -222,15 +188,15 @@ def held_out(peer: Peer, module: nn.Module, ground: Ground, data: Data) -> float
 
 @dataclass(frozen=True)
 class Limit:
-    """When a training is ended: at the hardest target, or after so many wall minutes."""
+    """When a training is ended: at the hardest target, or after so many processor seconds."""
 
     target: float
-    minutes: float
+    seconds: float
 
     def is_over(self, point: tuple[Spent, float]) -> bool:
         """Whether nothing more is to be learned from going on."""
         spent, fvu = point
-        return fvu <= self.target or spent.wall > 60.0 * self.minutes
+        return fvu <= self.target or spent.processor > self.seconds
 
 
 def train_ours(model: ModelConfig, data: Data, config: TrainConfig, limit: Limit) -> Course:
@@ -239,7 +205,7 @@ def train_ours(model: ModelConfig, data: Data, config: TrainConfig, limit: Limit
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(config.device)
         start = train(data.volumes, data.parts, model, replace(config, n_epochs=0), Path(folder) / "start")
-        points.append((clock.read(), float(start.history[0]["validation_fvu"])))
+        points.append((clock.read(), float(start.history["validation_fvu"].iloc[0])))
         if limit.is_over(points[-1]):
             return Course(tuple(points))
         clock = Clock(config.device)
@@ -254,9 +220,9 @@ def train_ours(model: ModelConfig, data: Data, config: TrainConfig, limit: Limit
     return Course(tuple(points))
 
 
-def best_rate(peer: Peer, ground: Ground, data: Data, config: TrainConfig) -> float:
+def best_rate(peer: Peer, ground: Ground, data: Data, config: TrainConfig, budget: float) -> float:
     """The learning rate with the lowest held-out FVU after a short training of its own; a gift to the peer."""
-    limit = Limit(target=0.0, minutes=float("inf"))
+    limit = Limit(target=0.0, seconds=budget)
     found = {}
     for rate in PEER_RATES:
         trial = replace(config, learning_rate=rate, n_epochs=min(PILOT_EPOCHS, config.n_epochs), seed=1000)
@@ -281,9 +247,9 @@ def compare_quality(data: Data, found: list[Peer], ground: Ground, arguments: ar
     """One row per model and repeat: seconds to either target, and the best FVU seen."""
     targets = {"pca": data.pca_fvu + 0.01, "modest": 0.9}
     config = TrainConfig(n_epochs=arguments.n_epochs, patience=arguments.n_epochs + 1, device=arguments.device)
-    limit = Limit(min(targets.values()), arguments.minutes)
+    limit = Limit(min(targets.values()), arguments.budget)
     print("\nLearning rates tried for the peers (ours has its default):", flush=True)
-    rates = {peer.name: best_rate(peer, ground, data, config) for peer in found}
+    rates = {peer.name: best_rate(peer, ground, data, config, arguments.budget / len(PEER_RATES)) for peer in found}
     rows = []
     for repeat in range(arguments.n_repeats):
         runs: dict[str, Callable[[], Course]] = {}
@@ -302,7 +268,7 @@ def compare_quality(data: Data, found: list[Peer], ground: Ground, arguments: ar
                 spent = course.reached(fvu)
                 row |= {f"{target}_wall_s": spent.wall, f"{target}_processor_s": spent.processor}
             last = course.points[-1][0]
-            row |= {"best_fvu": min(fvu for _, fvu in course.points), "n_epochs": len(course.points)}
+            row |= {"best_fvu": min(fvu for _, fvu in course.points), "n_epochs": len(course.points) - (name in OURS)}
             rows.append(row | {"wall_s": last.wall, "processor_s": last.processor, "load": os.getloadavg()[0]})
             print(
                 "  "
@@ -373,47 +339,6 @@ def lowered(device: str, precision: str) -> Iterator[None]:
         yield
 
 
-def tell_speed(table: pd.DataFrame) -> str:
-    """Markdown: medians over the turns, and the ratio to ours as it comes, within each precision."""
-    lines = [
-        "| Precision | Model | Weights | volumes/s (wall) | processor ms a volume | times ours |",
-        "|---|---|---|---|---|---|",
-    ]
-    for precision, some in table.groupby("precision", sort=False):
-        medians = some.groupby("model", sort=False)[["n_weights", "wall_s", "processor_s"]].median()
-        ours = medians.iloc[0]["processor_s"]
-        for name, row in medians.iterrows():
-            lines.append(
-                f"| {precision} | {name} | {row['n_weights']:,.0f} | {1 / row['wall_s']:.1f} | {1e3 * row['processor_s']:.1f} "
-                f"| {row['processor_s'] / ours:.2f} |"
-            )
-    return "\n".join(lines)
-
-
-def tell_quality(table: pd.DataFrame, data: Data) -> str:
-    """Markdown: medians over the repeats; a target counts as reached when most repeats reached it."""
-    lines = [
-        f"Held-out FVU of PCA {data.pca_fvu:.4f}; targets {data.pca_fvu + 0.01:.4f} (PCA + .01) and .9.",
-        "",
-        "| Model | learning rate | processor s (wall s) to PCA + .01 | to .9 | best FVU | processor s in all |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, some in table.groupby("model", sort=False):
-        told = []
-        for target in ("pca", "modest"):
-            wall, processor = some[f"{target}_wall_s"], some[f"{target}_processor_s"]
-            n_reached = int(processor.notna().sum())
-            told.append(
-                f"{processor.median():.1f} ({wall.median():.1f})"
-                + (f", {n_reached} of {len(some)}" if n_reached < len(some) else "")
-                if n_reached
-                else f"not reached in {some['n_epochs'].median():.0f} epochs"
-            )
-        rate, best, spent = some["learning_rate"].iloc[0], some["best_fvu"].median(), some["processor_s"].median()
-        lines.append(f"| {name} | {rate:g} | {told[0]} | {told[1]} | {best:.4f} | {spent:.0f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
@@ -430,7 +355,7 @@ def main() -> None:
         print(tell_speed(tables["speed"]), flush=True)
     if arguments.only != "speed":
         tables["quality"] = compare_quality(data, found, ground, arguments)
-        print("\n" + tell_quality(tables["quality"], data))
+        print("\n" + tell_quality(tables["quality"], data.pca_fvu))
     print(f"Load at the end {os.getloadavg()[0]:.1f}")
     for name, table in tables.items():
         if arguments.out is not None:

@@ -19,6 +19,25 @@ def test_every_preset_is_complete_and_its_own(preset: str):
     assert read_config(preset=preset).recipe.spacing_mm == PRESETS[preset]["recipe"]["spacing_mm"]
 
 
+def test_presets_grow_with_the_machine():
+    found = [read_config(preset=name) for name in ("cpu-small", "cpu", "gpu", "gpu-large")]
+    assert list(PRESETS) == ["cpu-small", "cpu", "gpu", "gpu-large"]
+    spacings = [one.recipe.spacing_mm for one in found]
+    assert spacings == sorted(spacings, reverse=True)
+    epochs = [one.training.n_epochs for one in found]
+    assert epochs == sorted(epochs)
+    assert [one.training.checkpointing for one in found] == [False, False, False, True]
+    several = read_config(preset="gpu-large", overrides={"training.devices": 4, "training.num_nodes": 2})
+    assert (several.training.n_processes, several.training.piece) == (8, 2)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_gives_way_to_what_is_asked(preset: str):
+    asked = {"training.batch_size": 5, "training.micro_batch": 0, "model.channels": [4, 8]}
+    config = read_config(preset=preset, overrides=asked)
+    assert (config.training.batch_size, config.training.piece, config.model.channels) == (5, 5, (4, 8))
+
+
 def test_written_settings_read_back_equal(tmp_path: Path):
     config = read_config(overrides={"seed": 5, "model.n_latent": 7, "study.columns.sex": "gender"})
     write_config(config, tmp_path / "study.toml")
@@ -38,6 +57,8 @@ def test_written_settings_read_back_equal(tmp_path: Path):
         ({"lrcp.n_folds": 1}, "lrcp.n_folds is 1"),
         ({"lrcp.n_permutations": 0}, "lrcp.n_permutations is 0"),
         ({"training.device": "tpu"}, "training.device is 'tpu'"),
+        ({"training.devices": 0}, "training.devices is 0"),
+        ({"training.freeze": ["anchor"]}, "training.freeze is anchor"),
     ],
 )
 def test_wrong_settings_are_refused_in_words(overrides: dict[str, object], words: str):
@@ -46,7 +67,7 @@ def test_wrong_settings_are_refused_in_words(overrides: dict[str, object], words
 
 
 def test_unknown_preset_absent_file_and_broken_toml_are_refused(tmp_path: Path):
-    with pytest.raises(SettingError, match="cpu-small, cpu, gpu"):
+    with pytest.raises(SettingError, match="cpu-small, cpu, gpu, gpu-large"):
         read_config(preset="tpu")
     with pytest.raises(SettingError, match="no configuration file"):
         read_config(tmp_path / "absent.toml")
@@ -95,6 +116,8 @@ def test_files_are_relative_to_the_settings_that_name_them(tmp_path: Path, monke
     file.parent.mkdir()
     file.write_text("[atlas]\nspec = 'mine.nii'\n[study]\nexclude = '../out.txt'\n")
     config = read_config(file)
+    file.write_text(file.read_text() + "[training]\nstart_from = '../model'\n")
+    assert read_config(file).training.start_from == str((tmp_path / "model").resolve())
     assert (config.atlas.spec, config.atlas.table) == (str((file.parent / "mine.nii").resolve()), "")
     write_config(config, tmp_path / "elsewhere" / "study.toml")
     monkeypatch.chdir(tmp_path)

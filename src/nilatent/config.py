@@ -22,15 +22,16 @@ from nilatent.search.config import SearchConfig
 from nilatent.training.loop import TrainConfig
 
 # Each preset is a complete choice of resolution, network and batch for a kind of machine; the file and the flags refine it.
-# Memory is for the vector models; a spatial_vae takes two to three times as much (see docs and `Cost`).
+# By the estimate of nilatent.training.cost a spatial_vae takes at most 0.3 GB with cpu-small, 0.5 with cpu, 2 with gpu and 9
+# with gpu-large, in mixed precision on the last two, and a vector model about half; `nilatent run` says it before it trains.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Two cores and 4 GB: minutes for a hundred scans.
+    # A laptop: minutes for a hundred scans.
     "cpu-small": {
         "recipe": {"spacing_mm": 4.0},
         "model": {"channels": (8, 16, 32, 64)},
         "training": {"n_epochs": 60, "patience": 12, "batch_size": 8, "precision": "32-true"},
     },
-    # Eight cores and 16 GB: an hour or so.
+    # A workstation.
     "cpu": {
         "recipe": {"spacing_mm": 3.0},
         "model": {"channels": (8, 16, 32, 64)},
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"channels": (16, 32, 64, 128)},
         "training": {"n_epochs": 120, "patience": 20, "batch_size": 16, "precision": "auto"},
     },
-    # One or more GPUs with 24 GB: full resolution, in parts of a batch, with activations computed again.
+    # One or more GPUs with 24 GB: full resolution, with activations computed again.
     "gpu-large": {
         "recipe": {"spacing_mm": 1.0},
         "model": {"channels": (16, 32, 64, 128, 128)},
@@ -50,7 +51,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "n_epochs": 150,
             "patience": 25,
             "batch_size": 16,
-            "micro_batch": 4,
             "checkpointing": True,
             "precision": "auto",
         },

@@ -1,6 +1,7 @@
 """A trained model in use: latents of scans, and their reconstructions as arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from nilatent.errors import GridError, LatentsError
 from nilatent.latents import make_latents
 from nilatent.progress import track
 from nilatent.training.checkpoint import TrainedModel
+from nilatent.training.origin import recognise
+from nilatent.training.preparation import check_preparation
 from nilatent.training.validation import Told, draw, posteriors
 from nilatent.volumes import Volumes
 
@@ -23,6 +26,8 @@ def encode(
     *,
     scans: pd.DataFrame | None = None,
     batch_size: int = 16,
+    preparation: Mapping[str, Any] | None = None,
+    allow_other_preparation: bool = False,
 ) -> xr.Dataset:
     """Latents of every scan in the cache.
 
@@ -38,17 +43,27 @@ def encode(
         Index ``scan_id``: the columns that the model is told of every scan, where there are any.
     batch_size : int
         Scans at a time; it changes speed and memory only.
+    preparation : Mapping, optional
+        How these scans were made, as it was said of the model's; see :mod:`nilatent.training.preparation`.
+    allow_other_preparation : bool
+        Encode scans that were made otherwise than the model's; a caveat then goes with the latents.
 
     Returns
     -------
     Dataset
         Posterior mean and log-variance, (scan, latent) in the order of the cache. ``subject_in_training`` is true for
-        every scan of a subject in the model's training **or** validation part: the latter chose the epoch.
+        every scan of a subject in the model's training **or** validation part (the latter chose the epoch), known by its
+        name or by the values of one of its scans. The notes among the attributes say how many and why (``seen``), what
+        is to be thought of when reading them (``caveat``), and a column whose values shaped the first latent on training
+        scans (``supervised``). A latent on a grid has an ``image_scale`` of 1 throughout: to measure it would take two
+        volumes per value.
 
     Raises
     ------
     GridError
         When the scans are on another grid or in another mask.
+    ModelError
+        When they were made otherwise than the model's.
     LatentsError
         When a scan has no row in `parts`.
 
@@ -58,6 +73,7 @@ def encode(
     number of threads, to the rounding of the last bits.
     """
     _check_same_space(model, volumes)
+    caveat = check_preparation(model.preparation, preparation, allow_other=allow_other_preparation)
     scan_ids = volumes.scans.index
     absent = scan_ids.difference(parts.index)
     if len(absent) > 0:
@@ -74,17 +90,20 @@ def encode(
         log_vars.append(posterior.log_var.cpu().numpy())
     mean = np.concatenate(means)
     known = parts.loc[scan_ids]
-    seen = set(model.training_subjects) | set(model.validation_subjects)
+    marks, seen = recognise(model.seen, volumes, known["subject_id"])
+    shape = model.module.latent_shape
     return make_latents(
         mean,
         np.concatenate(log_vars),
         scan=list(scan_ids),
         subject=list(known["subject_id"]),
-        subject_in_training=list(known["subject_id"].isin(seen)),
+        subject_in_training=list(marks),
         part=list(known["part"]),
         model_hash=model.content_hash,
         volumes_hash=volumes.content_hash,
-        image_scale=list(image_scale(model, mean)),
+        image_scale=list(image_scale(model, mean)) if len(shape) == 1 else None,
+        latent_shape=shape,
+        notes={"seen": seen, "caveat": caveat, "supervised": model.model_config.align},
     )
 
 

@@ -1,6 +1,7 @@
 """Latents: posterior means and log-variances per scan, with what the model has seen; schema, reader and writer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,16 @@ import xarray as xr
 from nilatent.errors import LatentsError
 from nilatent.provenance import atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARTS = ("train", "validation", "test")
 COORDINATES = ("scan", "subject", "subject_in_training", "part", "image_scale")
+# What is said of the latents in words, as attributes: who among the scans the model has seen, what to think of when reading
+# them, the column that shaped the first of them on training scans, and of what they are the components.
+NOTES = ("seen", "caveat", "supervised", "compact")
+# A spreadsheet is for people and for other programs' tables; neither has use for more columns.
+MAX_COLUMNS = 512
+MAX_SCANS = 2000
+CHUNK = 8192
 
 
 def make_latents(
@@ -26,6 +34,8 @@ def make_latents(
     model_hash: str,
     volumes_hash: str,
     image_scale: Sequence[float] | None = None,
+    latent_shape: Sequence[int] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Latents of a cohort as a labelled data set.
 
@@ -44,11 +54,17 @@ def make_latents(
     image_scale : Sequence[float], optional
         (latent,) root mean square change of the image inside the mask per unit of the latent, at least 0. The units of a
         latent are arbitrary; multiplied by this, a distance between latents is about one between images. Left out: 1.
+    latent_shape : Sequence[int], optional
+        Shape of one scan's latent: (channel, x, y, z) of a grid, of which the rows are flat, the last axis fastest. Left
+        out: a vector.
+    notes : Mapping[str, str], optional
+        Words by a key of :data:`NOTES`; empty ones are left out.
 
     Returns
     -------
     Dataset
-        Data variables ``mean`` and ``log_var`` with dimensions (scan, latent).
+        Data variables ``mean`` and ``log_var`` with dimensions (scan, latent), float32; ``latent_shape`` and the notes are
+        attributes.
 
     Raises
     ------
@@ -74,7 +90,15 @@ def make_latents(
         raise LatentsError(
             f"subject_in_training is True or False, got {seen.dtype}: the text 'False' would count as True."
         )
-    names = [f"z{index:03d}" for index in range(mean.shape[1])]
+    shape = [mean.shape[1]] if latent_shape is None else [int(side) for side in latent_shape]
+    if len(shape) not in (1, 4) or prod(shape) != mean.shape[1]:
+        raise LatentsError(
+            f"Latents of shape {shape} do not have {mean.shape[1]} values. Give (latent,) or (channel, x, y, z)."
+        )
+    said = {name: words for name, words in ({} if notes is None else notes).items() if words}
+    unknown = sorted(set(said) - set(NOTES))
+    if unknown:
+        raise LatentsError(f"Latents have no note '{unknown[0]}'; the notes are {', '.join(NOTES)}.")
     latents = xr.Dataset(
         {
             "mean": (("scan", "latent"), mean),
@@ -82,7 +106,7 @@ def make_latents(
         },
         coords={
             "scan": ("scan", np.asarray(scan, dtype=str)),
-            "latent": ("latent", np.asarray(names, dtype=str)),
+            "latent": ("latent", np.asarray(_names(shape), dtype=str)),
             "subject": ("scan", np.asarray(subject, dtype=str)),
             "subject_in_training": ("scan", seen),
             "part": ("scan", np.asarray(part, dtype=str)),
@@ -91,10 +115,22 @@ def make_latents(
                 np.ones(mean.shape[1]) if image_scale is None else np.asarray(image_scale, dtype=float),
             ),
         },
-        attrs={"model_hash": model_hash, "volumes_hash": volumes_hash, "format_version": FORMAT_VERSION},
+        attrs={
+            "model_hash": model_hash,
+            "volumes_hash": volumes_hash,
+            "format_version": FORMAT_VERSION,
+            "latent_shape": shape,
+        }
+        | said,
     )
     check_latents(latents)
     return latents
+
+
+def _names(shape: Sequence[int]) -> list[str]:
+    if len(shape) == 1:
+        return [f"z{index:03d}" for index in range(shape[0])]
+    return [f"c{c}_x{x:02d}_y{y:02d}_z{z:02d}" for c, x, y, z in np.ndindex(*shape)]
 
 
 def check_latents(latents: xr.Dataset) -> None:
@@ -145,11 +181,20 @@ def check_latents(latents: xr.Dataset) -> None:
 
 
 def write_latents(latents: xr.Dataset, folder: Path) -> list[Path]:
-    """Write ``latents.nc`` and, as a spreadsheet of posterior means, ``latents.tsv``; returns both paths."""
+    """Write ``latents.nc`` and, of a vector of at most 512 values, the posterior means as the spreadsheet ``latents.tsv``.
+
+    Returns
+    -------
+    list[Path]
+        What was written; a spreadsheet of earlier latents is removed where there is none of these.
+    """
     check_latents(latents)
     netcdf, table = Path(folder) / "latents.nc", Path(folder) / "latents.tsv"
     with atomic(netcdf) as temporary:
         latents.to_netcdf(temporary, engine="h5netcdf")
+    if is_grid(latents) or latents.sizes["latent"] > MAX_COLUMNS:
+        table.unlink(missing_ok=True)
+        return [netcdf]
     frame = pd.DataFrame(latents["mean"].values, columns=list(latents["latent"].values))
     for position, (column, name) in enumerate(
         [
@@ -182,10 +227,98 @@ def read_latents(folder: Path) -> xr.Dataset:
             latents = stored.load()
     except (OSError, ValueError) as error:
         raise LatentsError(f"{path} cannot be read: {error}. Encode the cohort again.") from error
-    if latents.attrs.get("format_version") != FORMAT_VERSION:
+    version = latents.attrs.get("format_version")
+    if version == 1:
+        latents = _from_version_1(latents)
+    elif version != FORMAT_VERSION:
         raise LatentsError(
-            f"{path} has latents format {latents.attrs.get('format_version')}, this nilatent reads {FORMAT_VERSION}. "
-            "Encode the cohort again."
+            f"{path} has latents format {version}, this nilatent reads up to {FORMAT_VERSION}. Encode the cohort again."
         )
+    # A list of one number comes back from the file as the number.
+    latents.attrs["latent_shape"] = [int(side) for side in np.atleast_1d(latents.attrs["latent_shape"])]
     check_latents(latents)
     return latents
+
+
+def _from_version_1(latents: xr.Dataset) -> xr.Dataset:
+    """Before there were latents on a grid and notes."""
+    return latents.assign_attrs(format_version=FORMAT_VERSION, latent_shape=[latents.sizes["latent"]])
+
+
+def is_grid(latents: xr.Dataset) -> bool:
+    """Whether the latents of a scan lie on a grid rather than in a vector."""
+    return len(latents.attrs["latent_shape"]) > 1
+
+
+def compact(latents: xr.Dataset, *, n_components: int, seed: int) -> xr.Dataset:
+    """Principal components of latents, for analyses that need few of them.
+
+    Parameters
+    ----------
+    latents : Dataset
+        Of any shape. The components are those of the posterior means of the scans in the part ``"train"``; no other scan
+        has a say in them.
+    n_components : int
+        Components wanted; where the training scans span fewer dimensions, the result has those, and says so.
+    seed : int
+        Draws the scans they are fitted on, where there are more than 2000.
+
+    Returns
+    -------
+    Dataset
+        Latents that are a vector: scores in units of the latents (not whitened), centred on the training scans, largest
+        weight of each component positive, ``image_scale`` 1. The log-variance is that of the score, whose variance is the
+        sum of those of the latents by the squared weights. The note ``compact`` says what they are.
+
+    Raises
+    ------
+    LatentsError
+        When there are fewer than two training scans, all of them have the same latents, or fewer than one component is
+        asked for.
+    """
+    check_latents(latents)
+    train = np.flatnonzero(latents["part"].values == "train")
+    if len(train) > MAX_SCANS:
+        train = np.sort(np.random.default_rng(seed).choice(train, size=MAX_SCANS, replace=False))
+    mean, variance = latents["mean"].values, np.exp(latents["log_var"].values.astype(np.float64))
+    if not 1 <= n_components < max(len(train), 2):
+        raise LatentsError(
+            f"{len(train)} training scans have at most {max(len(train) - 1, 0)} components, {n_components} were asked for. Bring "
+            "more scans, or ask for fewer."
+        )
+    centre = mean[train].mean(axis=0, dtype=np.float64)
+    weights, share = _components(mean[train], centre, n_components)
+    shape = " x ".join(str(side) for side in latents.attrs["latent_shape"])
+    words = (
+        f"PCA of the latent {'grid' if is_grid(latents) else 'vector'} ({shape}): {len(weights)} of {mean.shape[1]} "
+        f"dimensions, {100 * share:.1f} % of the variance of {len(train)} training scans"
+    )
+    if len(weights) < n_components:
+        words += f"; {n_components} were asked for, and these scans span no more"
+    return make_latents(
+        (mean - centre) @ weights.T,
+        np.log(variance @ np.square(weights).T),
+        scan=list(latents["scan"].values),
+        subject=list(latents["subject"].values),
+        subject_in_training=list(latents["subject_in_training"].values),
+        part=list(latents["part"].values),
+        model_hash=latents.attrs["model_hash"],
+        volumes_hash=latents.attrs["volumes_hash"],
+        notes={name: latents.attrs[name] for name in NOTES if name in latents.attrs} | {"compact": words},
+    )
+
+
+def _components(x: np.ndarray, centre: np.ndarray, n_components: int) -> tuple[np.ndarray, float]:
+    """Orthonormal rows (component, latent) and their share of the variance, through the scan-by-scan Gram matrix."""
+    blocks = [slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK)]
+    gram = sum(((x[:, block] - centre[block]) @ (x[:, block] - centre[block]).T for block in blocks), np.zeros(()))
+    values, vectors = np.linalg.eigh(gram)
+    order = np.argsort(values)[::-1][:n_components]
+    order = order[values[order] > 1e-10 * max(values.max(), np.finfo(float).tiny)]
+    # What single precision leaves of equal numbers is no variance.
+    if values.max() <= 1e-12 * len(x) * np.square(centre).sum() or values.max() <= 0:
+        raise LatentsError("The latents of all training scans are the same. Look at the diagnosis of the training.")
+    mixed = (vectors[:, order] / np.sqrt(values[order])).T
+    weights = np.concatenate([mixed @ (x[:, block] - centre[block]) for block in blocks], axis=1)
+    weights *= np.sign(weights[np.arange(len(weights)), np.abs(weights).argmax(axis=1)])[:, None]
+    return weights, float(values[order].sum() / np.trace(gram))

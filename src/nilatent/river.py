@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import xarray as xr
 from rich.console import Console
 
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
@@ -16,11 +18,11 @@ from nilatent.analysis.reconstruction import reconstruction
 from nilatent.analysis.regional import read_regions, regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
 from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort, write_excluded
-from nilatent.config import RunConfig, sized, write_config
+from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig, sized, write_config
 from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
-from nilatent.latents import read_latents, write_latents
+from nilatent.latents import compact, is_grid, read_latents, write_latents
 from nilatent.models import ModelConfig
 from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
@@ -31,8 +33,10 @@ from nilatent.report.quality import build as build_quality
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.training.checkpoint import load_model
+from nilatent.training.config import TrainConfig
 from nilatent.training.cost import cost_of
 from nilatent.training.loop import train
+from nilatent.training.preparation import how_made
 from nilatent.training.remedy import train_with_remedies
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
 
@@ -204,9 +208,14 @@ class River:
             path, sep="\t", dtype={"scan_id": str, "subject_id": str, "part": str, "fold": int}
         ).set_index("scan_id")
 
+    def preparation(self, prepared: Cohort) -> dict[str, Any]:
+        """How the scans were made, as far as a model and the scans it is used on must agree."""
+        sources = load_cohort(self.out / "cohort").scans.loc[prepared.scans.index, "path"]
+        return how_made(fingerprint(self.config.recipe), prepared.scans["recipe"], sources)
+
     def model(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """The trained model, in ``model/``."""
-        scans = prepared.scans
+        scans, preparation = prepared.scans, self.preparation(prepared)
         folder = self.out / "model"
         model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
 
@@ -217,9 +226,11 @@ class River:
             self.console.print(f"model: {cost.sentence}", highlight=False)
             (folder / "attempts.json").unlink(missing_ok=True)
             if self.config.remedy:
-                train_with_remedies(volumes, parts, model_config, training, folder, scans=scans)
+                train_with_remedies(
+                    volumes, parts, model_config, training, folder, scans=scans, preparation=preparation
+                )
             else:
-                train(volumes, parts, model_config, training, folder, scans=scans)
+                train(volumes, parts, model_config, training, folder, scans=scans, preparation=preparation)
             # What is needed to resume is not part of the model, and the history holds seconds, which differ.
             passing = {"provenance.json", "start.safetensors", "resume.safetensors", "history.tsv", "attempts.json"}
             return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
@@ -227,7 +238,7 @@ class River:
         self._stage(
             "model",
             folder / "provenance.json",
-            settings={"model": model_config, "training": self.config.training}
+            settings={"model": model_config, "training": _recorded(self.config.training), "preparation": preparation}
             | ({"remedy": True} if self.config.remedy else {}),
             needs=["volumes", "split", *_told(model_config)],
             fill=fill,
@@ -235,14 +246,18 @@ class River:
 
     def latents(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
+        preparation = self.preparation(prepared)
+
+        def fill() -> list[Path]:
+            model = load_model(self.out / "model")
+            return write_latents(encode(model, volumes, parts, scans=prepared.scans, preparation=preparation), self.out)
+
         self._stage(
             "latents",
             self.out / "latents.provenance.json",
-            settings={},
+            settings={"preparation": preparation},
             needs=["model", "volumes", "split"],
-            fill=lambda: write_latents(
-                encode(load_model(self.out / "model"), volumes, parts, scans=prepared.scans), self.out
-            ),
+            fill=fill,
         )
 
     def findings(
@@ -256,7 +271,12 @@ class River:
     ) -> None:
         """Every analysis that the study's columns allow, in ``findings/``."""
         config, study = self.config, self.config.study
-        latents, regions = read_latents(self.out), read_regions(self.out).values
+        latents, regions = self._vectors(parts), read_regions(self.out).values
+        judged, of_judged = latents, regions
+        if latents.attrs.get("supervised"):
+            # A label made these latents: what they know of labels can be asked of unseen scans only.
+            judged = latents.isel(scan=~latents["subject_in_training"].values)
+            of_judged = regions.loc[judged["scan"].values]
         common = ["latents", "regions", "volumes", "split", "prepared"]
         asked = {"study": study, "seed": config.seed}
 
@@ -283,10 +303,14 @@ class River:
             )
 
         def projected() -> Finding:
-            return projections(latents, regions, prepared.scans, group=study.group, site=study.site, seed=config.seed)
+            scans = prepared.scans.loc[judged["scan"].values]
+            found = projections(judged, of_judged, scans, group=study.group, site=study.site, seed=config.seed)
+            return _with_notes(found, latents)
 
         def profiled() -> Finding:
-            return lrcp(latents, regions, prepared.scans, weights, volumes.grid, gm_mask(volumes.grid), config.lrcp)
+            scans = prepared.scans.loc[judged["scan"].values]
+            found = lrcp(judged, of_judged, scans, weights, volumes.grid, gm_mask(volumes.grid), config.lrcp)
+            return _with_notes(found, latents)
 
         analyses = {
             "reconstruction": (reconstructed, asked, [*common, "model"]),
@@ -296,6 +320,15 @@ class River:
         for name, (analyse, settings, needs) in analyses.items():
             if not only or name in only:
                 self._finding(name, analyse, settings=settings, needs=needs)
+
+    def _vectors(self, parts: pd.DataFrame) -> xr.Dataset:
+        """Latents as vectors; those on a grid as their principal components over the training scans."""
+        latents = read_latents(self.out)
+        if not is_grid(latents):
+            return latents
+        n_train = int((parts["part"] == "train").sum())
+        n_components = max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT))
+        return compact(latents, n_components=n_components, seed=self.config.seed)
 
     def search(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Other settings of the model, tried on the validation scans, in ``search/`` and ``findings/search/``."""
@@ -338,3 +371,20 @@ class River:
 def _told(model: ModelConfig) -> list[str]:
     """What a model is told of the scans, or pulled to, stands in the table of the prepared ones."""
     return ["prepared"] if model.condition or model.align else []
+
+
+def _recorded(training: TrainConfig) -> TrainConfig:
+    """Settings on which a trained model depends: the number of devices is none of them, nor where another model lies."""
+    other = load_model(Path(training.start_from)).content_hash if training.start_from else ""
+    return replace(training, devices=1, num_nodes=1, start_from=other)
+
+
+def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:
+    """A finding with what the latents themselves say of how far they can be trusted."""
+    notes = [str(latents.attrs[name]) for name in ("caveat", "seen", "compact") if latents.attrs.get(name)]
+    if latents.attrs.get("supervised"):
+        notes.append(
+            f"The first latent was pulled to {latents.attrs['supervised']} on training scans, so only scans of subjects that the "
+            "model has not seen were analysed."
+        )
+    return replace(finding, caveats=(*finding.caveats, *notes))

@@ -115,6 +115,30 @@ def test_scans_of_one_subject_share_a_fold(rng):
     assert not choose(module._gram(x), subject, n_latent=6).is_on
 
 
+def test_gain_is_a_mean_over_subjects(rng):
+    x = planted(rng, bend=1.0)
+    once, twice = (
+        choose(module._gram(x), torch.arange(60), n_latent=3),
+        choose(module._gram(x.repeat_interleave(2, dim=0)), torch.arange(60).repeat_interleave(2), n_latent=3),
+    )
+    assert twice.gain == pytest.approx(once.gain, rel=0.1)
+    assert twice.standard_error == pytest.approx(once.standard_error, rel=0.2)
+
+
+def test_kept_images_are_those_along_which_the_fit_varies_most(rng, monkeypatch):
+    x = planted(rng, bend=1.0)
+    mean, components, _ = pca(x)
+    scores, left = missed(x, mean, components)
+    monkeypatch.setattr(module, "SHARE_KEPT", 0.9)
+    curve, choice = fitted(x)
+    whole = ridge_regression(scores, left, scores, choice)
+    values, rows = torch.linalg.svd(whole, full_matrices=False)[1:]
+    shares = values.square().cumsum(0) / values.square().sum()
+    assert len(curve.images) == int((shares < 0.9).sum()) + 1
+    overlap = curve.images.double() @ rows[: len(curve.images)].T
+    np.testing.assert_allclose(torch.linalg.svdvals(overlap), 1.0, atol=1e-3)
+
+
 def test_unit_of_the_latents_does_not_matter_and_a_mute_latent_is_passed_over(rng):
     x = planted(rng, bend=1.0)
     mean, components, _ = pca(x)
@@ -159,7 +183,8 @@ def test_state_alone_rebuilds_the_curve(rng):
     assert not list(curve.parameters())
 
 
-@pytest.mark.parametrize(("n_scans", "n_latent"), [(4, 2), (20, 15), (2, 1)])
-def test_too_few_scans_for_folds_leave_the_curve_out(rng, n_scans, n_latent):
+@pytest.mark.parametrize(("n_scans", "n_subjects", "n_latent"), [(2, 2, 1), (20, 20, 15), (60, 4, 3), (60, 1, 3)])
+def test_too_few_scans_or_subjects_for_folds_leave_the_curve_out(rng, n_scans, n_subjects, n_latent):
     x = planted(rng, bend=1.0, n_scans=n_scans)
-    assert not choose(module._gram(x), torch.arange(n_scans), n_latent=n_latent).is_on
+    choice = choose(module._gram(x), torch.arange(n_scans) % n_subjects, n_latent=n_latent)
+    assert (choice.gain, choice.standard_error, choice.is_on) == (0.0, 0.0, False)

@@ -87,3 +87,22 @@ def test_interpolation_is_torchs_trilinear_one_inside_and_keeps_a_constant_there
     inner = (slice(None), slice(None), *[slice(1, -1)] * 3)
     torch.testing.assert_close(interpolate(coarse)[inner], expected[inner])
     torch.testing.assert_close(interpolate(torch.full_like(coarse, 2.0))[inner], torch.full_like(expected, 2.0)[inner])
+
+
+def test_norm_between_layers_in_half_precision_is_computed_in_single() -> None:
+    layer, x = NormSilu(1, 4), 100.0 + torch.randn(2, 4, 6, 6, 6)
+    half = x.bfloat16()
+    torch.testing.assert_close(layer(half), layer(half.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("quick", [halve, to_few, double_to_few])
+def test_half_precision_gives_the_same_up_to_its_rounding(quick: Callable[..., Tensor]) -> None:
+    tensors = {
+        halve: (torch.randn(2, 1, 8, 6, 7), torch.randn(4, 1, 5, 5, 5)),
+        to_few: (torch.randn(2, 4, 8, 6, 7), torch.randn(1, 4, 3, 3, 3), torch.randn(1)),
+        double_to_few: (torch.randn(2, 4, 4, 3, 5), torch.randn(4, 1, 4, 4, 4), torch.randn(1)),
+    }[quick]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = quick(*tensors)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), quick(*tensors), rtol=0.05, atol=0.3)

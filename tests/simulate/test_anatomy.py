@@ -7,7 +7,7 @@ from nilatent.atlas import load_atlas, region_weights
 from nilatent.errors import SettingError
 from nilatent.simulate import SimulationConfig, simulate_maps
 from nilatent.simulate.anatomy import base_anatomy, draw_shape, grey_matter_maps, positions, to_voxels
-from nilatent.simulate.people import Visit
+from nilatent.simulate.people import Visit, amplitudes_of
 from nilatent.volumes import Grid, template
 
 SMALL = SimulationConfig(spacing_mm=6.0, n_subjects=6, noise=0.0, site_effect=0.0)
@@ -40,6 +40,50 @@ def test_shapes_fold_nowhere_and_differ():
     assert all(shape.jacobian.min() > 0.1 for shape in shapes)
     moved_mm = np.stack([4.0 * shape.displacement[:, 10:30, 12:36, 10:30] for shape in shapes])
     assert 2.0 < moved_mm.std(axis=0).mean() < 6.0
+
+
+def share_explained(images: np.ndarray, n_components: int) -> float:
+    flat = images.reshape(len(images), -1)
+    values = np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False) ** 2
+    return float(values[:n_components].sum() / values.sum())
+
+
+def displacements(n_people: int, **settings) -> np.ndarray:
+    return np.stack([draw_shape(with_(**settings), index).displacement for index in range(n_people)])
+
+
+def shapes_of_grey(n_people: int, **settings) -> np.ndarray:
+    config = with_(**settings)
+    anatomy = base_anatomy(config)
+    return np.stack([grey_matter_maps(config, anatomy, index, [HEALTHY])[0] for index in range(n_people)])
+
+
+def test_few_causes_are_a_plane_when_small_and_a_curved_sheet_when_large():
+    small = shapes_of_grey(8, n_causes=2, deformation=0.02)
+    assert share_explained(small, 2) > 0.99
+    assert share_explained(small, 1) < 0.95
+    assert share_explained(shapes_of_grey(8, n_causes=2), 2) < 0.9
+    assert share_explained(shapes_of_grey(8, n_causes=0, deformation=0.02), 2) < 0.75
+
+
+def test_a_shape_follows_its_planted_amplitudes():
+    config = with_(n_causes=2, deformation=0.02)
+    amplitudes = np.stack([amplitudes_of(config, index) for index in range(6)])
+    moved = displacements(6, n_causes=2, deformation=0.02)
+    by_cause, *_ = np.linalg.lstsq(amplitudes, moved.reshape(6, -1), rcond=None)
+    np.testing.assert_allclose(amplitudes @ by_cause, moved.reshape(6, -1), atol=0.05 * np.abs(moved).max())
+
+
+def test_large_deformations_by_few_causes_fold_nowhere():
+    shapes = [draw_shape(with_(n_causes=n, deformation=1.5), index) for n in (1, 4) for index in range(5)]
+    assert all(shape.jacobian.min() > 0.02 for shape in shapes)
+    moved_mm = [4.0 * np.abs(shape.displacement).max() for shape in shapes]
+    assert 10.0 < np.median(moved_mm) < 40.0
+
+
+def test_seeds_have_other_causes():
+    one, two = (displacements(1, n_causes=1, seed=seed)[0].ravel() for seed in (1, 2))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.9
 
 
 def test_a_shape_does_not_depend_on_the_spacing_of_the_maps():

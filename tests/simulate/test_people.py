@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from nilatent.simulate import SimulationConfig
-from nilatent.simulate.people import GM_LOST_PER_YEAR, draw_people, group_of, visits_of_people
+from nilatent.simulate.people import GM_LOST_PER_YEAR, amplitudes_of, draw_people, group_of, visits_of_people
 
 N = 300
 
@@ -134,3 +134,16 @@ def test_visits_carry_the_tables_in_order():
     assert [f"site{visit.site + 1}" for visit in visits] == scans["site"].tolist()
     for name in ("atrophy", "head_size", "gm_factor"):
         assert [getattr(visit, name) for visit in visits] == planted[name].tolist()
+
+
+def test_amplitudes_of_the_causes_are_planted_once_per_person():
+    settings = {"n_subjects": 5, "n_sessions": 2}
+    _, without = people(**settings)
+    scans, planted = people(n_causes=3, **settings)
+    columns = ["cause_1", "cause_2", "cause_3"]
+    assert [name for name in planted if name.startswith("cause_")] == columns
+    assert planted.drop(columns=columns).equals(without)
+    assert scans.equals(people(**settings)[0])
+    expected = [amplitudes_of(SimulationConfig(n_causes=3), index) for index in range(5)]
+    np.testing.assert_array_equal(planted[columns], np.repeat(expected, 2, axis=0))
+    assert len(np.unique(planted[columns])) == 15

@@ -32,3 +32,16 @@ def curved(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame]:
 def noise(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame]:
     """Scans that have nothing in common."""
     return _cohort(rng.standard_normal((40, *SHAPE)))
+
+
+@pytest.fixture
+def leaking(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame, pd.DataFrame]:
+    """The blob again, under a field that one of two scanners adds; and the table of scans with the scanner in it."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE], indexing="ij")
+    centre = rng.uniform(-0.6, 0.6, size=60)[:, None, None, None]
+    second = rng.permutation(np.arange(60) % 2)
+    array = np.exp(-((axes[0] - centre) ** 2 + axes[1] ** 2 + axes[2] ** 2) / 0.08)
+    array = array + 0.2 * second[:, None, None, None] * axes[1] + 0.02 * rng.standard_normal(array.shape)
+    volumes, parts = _cohort(array)
+    scans = pd.DataFrame({"site": np.where(second, "b", "a"), "age": rng.uniform(20, 80, 60)}, index=parts.index)
+    return volumes, parts, scans

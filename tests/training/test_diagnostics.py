@@ -4,9 +4,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from nilatent.models.losses import LOG_VAR_RANGE
 from nilatent.training.diagnostics import (
     Fit,
+    Swap,
     attainable_share,
+    blur,
+    divergence,
     fit,
     fvu,
     mean_local_minimum,
@@ -14,6 +18,7 @@ from nilatent.training.diagnostics import (
     posterior_collapse,
     prior_mismatch,
 )
+from nilatent.training.prior import PriorDistance
 
 MEAN_IMAGE = Fit(mse=1.0, variance=0.0, correlation=1.0)
 PCA = Fit(mse=0.8, variance=0.2, correlation=0.9)
@@ -72,6 +77,26 @@ def test_collapse_is_found_when_half_of_the_latents_are_dead(rng: np.random.Gene
 
 
 @pytest.mark.parametrize(
+    ("model", "pca", "state"),
+    [(1.0, 1.5, "found"), (1.04, 1.5, "found"), (1.06, 1.5, "absent"), (1.0, 1.01, "absent"), (1.5, 1.5, "absent")],
+)
+def test_a_decoder_that_does_not_listen_has_collapsed(
+    rng: np.random.Generator, model: float, pca: float, state: str
+) -> None:
+    """With latents that are all active; where not even PCA loses by a swap, a swap says nothing."""
+    means = rng.standard_normal((200, 4)).astype(np.float32)
+    assert posterior_collapse(means, 0.5 * means**2, swap=Swap(model, pca)).state == state
+
+
+@pytest.mark.parametrize(("n_active", "state"), [(100, "absent"), (3, "absent"), (2, "found"), (0, "found")])
+def test_a_grid_may_hold_more_than_it_needs(rng: np.random.Generator, n_active: int, state: str) -> None:
+    means = np.zeros((30, 200), np.float32)
+    means[:, :n_active] = rng.standard_normal((30, n_active))
+    assert posterior_collapse(means, 0.5 * means**2, swap=Swap(1.4, 1.5), grid=True).state == state
+    assert posterior_collapse(means, 0.5 * means**2, swap=Swap(1.4, 1.5)).state == "found"
+
+
+@pytest.mark.parametrize(
     ("model", "state"),
     [((0.5, 0.7), "absent"), ((0.4, 0.69), "absent"), ((0.2, 0.75), "found"), ((0.9, 0.95), "absent")],
 )
@@ -83,6 +108,52 @@ def test_overfitting_after_the_kept_epoch_was_stopped() -> None:
     assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.79).state == "absent"
     assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.81).state == "stopped"
     assert overfitting((0.2, 0.75), (0.5, 0.7), last=0.9).state == "found"
+
+
+@pytest.mark.parametrize(
+    ("copies", "state"),
+    [
+        ((0.9, 0.5), "found"),
+        ((0.7, 0.5), "absent"),
+        ((0.4, 0.0), "absent"),
+        ((1.0, 1.0), "absent"),
+        ((1.0, math.nan), "absent"),
+    ],
+)
+def test_copies_of_training_scans_are_overfitting_where_pca_makes_none(copies: tuple[float, float], state: str) -> None:
+    assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.7, copies=copies).state == state
+
+
+def test_what_is_worse_than_the_mean_image_knows_nothing_by_heart() -> None:
+    assert overfitting((1.2, 1.9), (0.5, 0.7), last=1.9).state == "absent"
+
+
+def test_log_variances_at_their_limit_are_a_divergence() -> None:
+    log_vars = np.full((10, 20), -3.0, dtype=np.float32)
+    log_vars[0, :2] = LOG_VAR_RANGE
+    assert divergence(log_vars).state == "absent"
+    log_vars[1, :2] = LOG_VAR_RANGE
+    verdict = divergence(log_vars)
+    assert (verdict.state, "2.0 %" in verdict.sentence) == ("found", True)
+    assert divergence(None).state == "absent"
+    stopped = divergence(None, stopped="The loss is not finite in epoch 3, batch 2.")
+    assert (stopped.state, "epoch 3, batch 2" in stopped.sentence) == ("found", True)
+
+
+@pytest.mark.parametrize(
+    ("detail", "missed", "state"),
+    [
+        ((0.4, 0.6), (0.9, 0.8), "found"),
+        ((0.5, 0.9), (0.9, 0.8), "absent"),
+        ((0.4, 0.45), (0.9, 0.8), "absent"),
+        ((0.4, 0.6), (0.7, 0.8), "absent"),
+    ],
+)
+def test_blur_is_less_detail_than_pca_s_and_more_of_it_missed(
+    detail: tuple[float, float], missed: tuple[float, float], state: str
+) -> None:
+    assert blur(detail, missed, (0.1, 0.1)).state == state
+    assert blur(detail, missed, (0.1, 0.1), told_apart=False).state == "not assessed"
 
 
 def aggregate(
@@ -106,3 +177,17 @@ def test_prior_mismatch_allows_for_chance(rng: np.random.Generator) -> None:
     assert states.count("found") <= 10
     few = aggregate(rng, spread=1.0, off=0.0)
     assert prior_mismatch(few[0][:5], few[1][:5]).state == "not assessed"
+
+
+@pytest.mark.parametrize(
+    ("distance", "state"),
+    [
+        (PriorDistance(0.5, 0.1, 0.3), "found"),
+        (PriorDistance(0.2, 0.1, 0.3), "absent"),
+        (PriorDistance(0.5, 0.6, 0.3), "absent"),
+    ],
+)
+def test_a_distance_beyond_chance_and_tolerance_is_a_mismatch(
+    rng: np.random.Generator, distance: PriorDistance, state: str
+) -> None:
+    assert prior_mismatch(*aggregate(rng, spread=1.0, off=0.0), distance=distance).state == state

@@ -11,21 +11,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from nilatent.errors import LeakageError, SettingError
-from nilatent.models import ModelConfig
-from nilatent.training import loop
+from nilatent.models import ModelConfig, Posterior, SpatialVae
+from nilatent.training import loop, step
 from nilatent.training.checkpoint import TrainedModel
 from nilatent.training.config import TrainConfig, learning_rate
 from nilatent.training.loop import DivergenceError, train
 from nilatent.training.objective import Objective
+from nilatent.training.start import set_up
 from nilatent.training.validation import baselines, validate
-from nilatent.volumes import Volumes, volumes_in_memory, voxel_pca
+from nilatent.volumes import Grid, Volumes, volumes_in_memory, voxel_pca
 
 Cohort = tuple[Volumes, pd.DataFrame]
 SMALL = ModelConfig(n_latent=2, channels=(4, 8, 8))
 SMALL_VAE = dataclasses.replace(SMALL, name="vae")
+SMALL_SPATIAL = ModelConfig(name="spatial_vae", latent_grid=3, latent_channels=2, channels=(4, 8), adversarial_from=0.0)
 SHORT = TrainConfig(n_epochs=3)
 
 
@@ -36,7 +39,7 @@ def weights(folder: Path) -> bytes:
 def last(folder: Path) -> bytes:
     """The weights after the last epoch, which every setting moves even when the best epoch is the start."""
     state = load_file(folder / "resume.safetensors")
-    return b"".join(state[name].numpy().tobytes() for name in sorted(state) if name.startswith("now."))
+    return b"".join(state[name].numpy().tobytes() for name in sorted(state) if name.startswith("model.now."))
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])
@@ -113,10 +116,10 @@ def test_a_run_broken_off_at_any_step_goes_on_to_the_same_bytes(
     train(*curved, SMALL_VAE, SHORT, tmp_path / "whole")
     steps, forward = count(), Objective.forward
 
-    def breaks(self: Objective, *inputs: object) -> object:
+    def breaks(self: Objective, *inputs: object, **settings: object) -> object:
         if next(steps) == step:
             raise KeyboardInterrupt
-        return forward(self, *inputs)  # type: ignore[arg-type]
+        return forward(self, *inputs, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Objective, "forward", breaks)
     with pytest.raises(KeyboardInterrupt):
@@ -159,7 +162,7 @@ def test_other_settings_do_not_go_on_from_an_older_run(curved: Cohort, tmp_path:
     ("model", "change"),
     [
         *[(SMALL, {name: value}) for name, value in {
-            "n_epochs": 2, "batch_size": 5, "learning_rate": 1e-2, "warmup_epochs": 1.0, "weight_decay": 2.0,
+            "n_epochs": 2, "batch_size": 5, "micro_batch": 3, "learning_rate": 1e-2, "warmup_epochs": 1.0, "weight_decay": 2.0,
             "input_noise": 1.0, "latent_noise": 1.0, "seed": 1, "precision": "bf16-mixed",
         }.items()],
     ],
@@ -192,6 +195,88 @@ def test_every_model_setting_has_an_effect(curved: Cohort, tmp_path: Path, chang
     train(*curved, SMALL_VAE, SHORT, tmp_path / "one")
     train(*curved, dataclasses.replace(SMALL_VAE, **change), SHORT, tmp_path / "two")  # type: ignore[arg-type]
     assert last(tmp_path / "one") != last(tmp_path / "two")
+
+
+def mean_of(posterior: Posterior, generator: torch.Generator) -> torch.Tensor:
+    return posterior.mean
+
+
+@pytest.mark.parametrize("model", [SMALL, dataclasses.replace(SMALL_VAE, sigma=0.1)], ids=["autoencoder", "vae"])
+def test_gradients_of_parts_add_up_to_that_of_the_batch(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ModelConfig
+) -> None:
+    """Without noise, which is drawn part by part. The last batch has seven scans: parts of three, three and one."""
+    monkeypatch.setattr(Posterior, "sample", mean_of)
+    parted: list[int] = []
+    # The weights all but stand still, so that the optimiser's means are sums of gradients at one place.
+    quiet = TrainConfig(n_epochs=1, input_noise=0.0, latent_noise=0.0, learning_rate=1e-9)
+    whole = train(*curved, model, quiet, tmp_path / "whole")
+    read = step.read_batch
+    monkeypatch.setattr(step, "read_batch", lambda volumes, rows: parted.append(len(rows)) or read(volumes, rows))
+    parts = train(*curved, model, dataclasses.replace(quiet, micro_batch=3), tmp_path / "parts")
+    assert parted[:3] == [3, 3, 2]
+    assert parted[-3:] == [3, 3, 1]
+    np.testing.assert_allclose(parts.history["train_loss"], whole.history["train_loss"], rtol=1e-5)
+    one, other = (load_file(tmp_path / name / "resume.safetensors") for name in ("whole", "parts"))
+    means = {name: value for name, value in one.items() if ".exp_avg." in name}
+    assert len(means) > 10
+    # Some gradients are zero but for rounding, so the largest is the measure.
+    size = max(float(value.abs().max()) for value in means.values())
+    for name, value in means.items():
+        np.testing.assert_allclose(other[name], value, atol=1e-5 * size, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("model", [SMALL, SMALL_SPATIAL], ids=["autoencoder", "spatial_vae"])
+def test_checkpointing_changes_nothing_but_memory(curved: Cohort, tmp_path: Path, model: ModelConfig) -> None:
+    short = TrainConfig(n_epochs=1)
+    train(*curved, model, short, tmp_path / "kept")
+    train(*curved, model, dataclasses.replace(short, checkpointing=True), tmp_path / "again")
+    assert last(tmp_path / "kept") == last(tmp_path / "again")
+
+
+def test_a_spatial_model_is_told_to_compute_again(curved: Cohort, tmp_path: Path) -> None:
+    for checkpointing in (False, True):
+        run = set_up(*curved, SMALL_SPATIAL, TrainConfig(checkpointing=checkpointing), tmp_path)
+        assert isinstance(run.module, SpatialVae)
+        assert run.module.checkpointing == checkpointing
+
+
+def test_every_part_of_a_batch_has_noise_of_its_own(
+    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    forward = Objective.forward
+
+    def watched(
+        self: Objective, x: torch.Tensor, generator: torch.Generator, *rest: object, **settings: object
+    ) -> object:
+        seeds.append(generator.initial_seed())
+        return forward(self, x, generator, *rest, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "forward", watched)
+    train(*curved, SMALL, TrainConfig(n_epochs=2, micro_batch=3), tmp_path)
+    assert len(seeds) == len(set(seeds)) == 2 * 15
+
+
+@pytest.mark.parametrize("shape", [(7, 33, 12), (5, 9, 40)])
+@pytest.mark.parametrize("model", [SMALL, SMALL_VAE, SMALL_SPATIAL], ids=["autoencoder", "vae", "spatial_vae"])
+def test_any_shape_trains_and_comes_back_in_its_own_grid(
+    rng: np.random.Generator, tmp_path: Path, model: ModelConfig, shape: tuple[int, int, int]
+) -> None:
+    ids = [f"sub-{index}" for index in range(10)]
+    scans = pd.DataFrame({"subject_id": ids, "dataset": "one"}, index=pd.Index(ids, name="scan_id"))
+    parts = pd.DataFrame({"subject_id": ids, "part": ["train"] * 7 + ["validation"] * 3}, index=scans.index)
+    mask = np.ones(shape, dtype=bool)
+    mask[:, 0] = False
+    grid = Grid(shape, np.diag([3.0, 3.0, 3.0, 1.0]))
+    volumes = volumes_in_memory(rng.random((10, *shape)), mask=mask, grid=grid, scans=scans)
+    trained = train(volumes, parts, model, TrainConfig(n_epochs=1, batch_size=4), tmp_path)
+    x = torch.rand(2, 1, *shape)
+    drawn = trained.module.decode(trained.module.encode(x).mean)
+    assert drawn.shape == x.shape
+    assert not drawn[:, :, ~torch.from_numpy(mask)].any()
+    assert np.isfinite(trained.history["validation_fvu"]).all()
+    assert trained.history["train_loss"].iloc[1:].notna().all()
 
 
 @pytest.mark.parametrize(
@@ -278,8 +363,8 @@ def test_divergence_names_the_batch_and_keeps_the_last_good_state(
 ) -> None:
     steps, forward = count(), Objective.forward
 
-    def explodes(self: Objective, *inputs: object) -> object:
-        return forward(self, *inputs) * (float("nan") if next(steps) == 6 else 1.0)  # type: ignore[arg-type]
+    def explodes(self: Objective, *inputs: object, **settings: object) -> object:
+        return forward(self, *inputs, **settings) * (float("nan") if next(steps) == 6 else 1.0)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Objective, "forward", explodes)
     with pytest.raises(DivergenceError, match=r"epoch 2, batch 2, with the scans sub-\d+, .*learning_rate below 0.001"):
@@ -341,7 +426,7 @@ def script(tmp_path: Path, curved: Cohort) -> list[str]:
     code = f"""
         import sys, numpy as np, pandas as pd, torch
         from pathlib import Path
-        from nilatent.models import ModelConfig
+        from nilatent.models import ModelConfig, Posterior, SpatialVae
         from nilatent.training.loop import TrainConfig, train
         from nilatent.volumes import Grid, volumes_in_memory
         torch.set_num_threads(1)
@@ -380,13 +465,13 @@ def test_every_epoch_takes_every_training_scan_once_in_a_new_order(
 ) -> None:
     volumes, parts = curved
     seen: list[int] = []
-    read = loop.read_batch
+    read = step.read_batch
 
     def watched(volumes: Volumes, rows: np.ndarray) -> object:
         seen.extend(rows)
         return read(volumes, rows)
 
-    monkeypatch.setattr(loop, "read_batch", watched)
+    monkeypatch.setattr(step, "read_batch", watched)
     train(volumes, parts, SMALL, TrainConfig(n_epochs=2), tmp_path)
     expected = sorted(volumes.rows(list(parts.index[parts["part"] == "train"])))
     first, second = seen[: len(expected)], seen[len(expected) :]
@@ -398,5 +483,5 @@ def test_the_encoder_of_an_anchored_model_follows_slowly(curved: Cohort, tmp_pat
     # One batch, one step: AdamW's first step has the length of the learning rate, and both layers start at zero.
     train(*curved, SMALL, TrainConfig(n_epochs=1, batch_size=64, warmup_epochs=2.0), tmp_path)
     now = load_file(tmp_path / "resume.safetensors")
-    assert now["now.mirror.last.weight"].abs().max() == pytest.approx(0.5e-3, rel=1e-2)
-    assert now["now.mean_head.weight"].abs().max() == pytest.approx(0.5e-4, rel=1e-2)
+    assert now["model.now.mirror.last.weight"].abs().max() == pytest.approx(0.5e-3, rel=1e-2)
+    assert now["model.now.mean_head.weight"].abs().max() == pytest.approx(0.5e-4, rel=1e-2)

@@ -132,8 +132,39 @@ def test_the_queue_holds_the_last_draws(scans: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
         objective(scans, generator)
+        # All parts of a batch are compared with the same past.
+        before = objective.past
+        objective.remember(objective.latents)
     assert objective.past.shape == (256, 3)
+    torch.testing.assert_close(objective.past, torch.cat([before, objective.latents])[-256:], rtol=0, atol=0)
     assert not objective.past.requires_grad
+
+
+def test_without_a_distance_to_the_prior_nothing_is_remembered(scans: Tensor) -> None:
+    objective = Objective(model_of(BASE), BASE, QUIET, variance=0.1, n_scans=20)
+    objective(scans, torch.Generator().manual_seed(0))
+    objective.remember(objective.latents)
+    assert len(objective.past) == 0
+
+
+@pytest.mark.parametrize("change", [{}, {"likelihood": "voxel"}, {"info_lambda": 10.0}])
+def test_what_is_computed_again_has_the_same_gradient(scans: Tensor, change: dict[str, object]) -> None:
+    config = dataclasses.replace(BASE, **change)  # type: ignore[arg-type]
+    found, kept = [], []
+    for checkpointing in (False, True):
+        settings = TrainConfig(checkpointing=checkpointing)
+        objective = Objective(model_of(config), config, settings, variance=0.1, n_scans=20)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, sizes=sizes: sizes.append(one.numel()) or one, lambda one: one
+        ):
+            loss = objective(scans, torch.Generator().manual_seed(0))
+        loss.backward()
+        found.append([parameter.grad for parameter in objective.parameters()])
+        kept.append(sum(sizes))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_an_epoch_is_whole_when_every_step_of_it_was() -> None:

@@ -9,6 +9,7 @@ from nilatent.models.anchor import LinearStart, NoAnchor, PcaAnchor
 from nilatent.models.autoencoder import Autoencoder
 from nilatent.models.blocks import Posterior
 from nilatent.models.config import ANCHORS, ModelConfig
+from nilatent.models.curve import no_curve
 from nilatent.models.losses import VARIANCE_FLOOR
 from nilatent.models.spatial_vae import SpatialVae
 from nilatent.models.vae import Vae
@@ -88,8 +89,13 @@ def _anchor(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], start: LinearSt
     return PcaAnchor(mask=mask, start=start, noise_variance=noise)
 
 
-def empty_start(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], n_condition: int) -> LinearStart:
-    """A start of the right sizes, whose numbers are about to be replaced by those of a stored model."""
+def empty_start(
+    config: ModelConfig, *, mask: Bool[Tensor, "x y z"], n_condition: int, n_centres: int = 1, n_images: int = 0
+) -> LinearStart:
+    """A start of the right sizes, whose numbers are about to be replaced by those of a stored model.
+
+    The curve's sizes, `n_centres` and `n_images`, are those that training found; the settings do not tell them.
+    """
     n_voxels = int(mask.sum())
     n_components = config.n_values if config.start == "pca" else 1
     return LinearStart(
@@ -98,4 +104,5 @@ def empty_start(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], n_condition
         sd=torch.ones(n_components),
         residual_variance=0.0,
         slopes=torch.zeros(n_condition, n_voxels),
+        curve=no_curve(n_components, n_voxels, n_centres=n_centres, n_images=n_images),
     )

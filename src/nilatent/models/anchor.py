@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from nilatent.models.curve import Curve, no_curve
+
 
 @dataclass(frozen=True, eq=False)
 class LinearStart:
@@ -26,6 +28,8 @@ class LinearStart:
         Change of the mean image per unit of each condition, whose own means are zero; no rows without conditions.
     rotation : (latent, latent) Tensor, optional
         Orthogonal: latents are this times the whitened scores. Left out: the identity.
+    curve : Curve, optional
+        What the components miss, as a function of the whitened scores. Left out: nothing.
     """
 
     mean: Float[Tensor, " voxel"]
@@ -34,6 +38,7 @@ class LinearStart:
     residual_variance: float
     slopes: Float[Tensor, "condition voxel"]
     rotation: Float[Tensor, "latent latent"] | None = None
+    curve: Curve | None = None
 
     @property
     def variance(self) -> float:
@@ -162,6 +167,7 @@ class PcaAnchor(nn.Module):
         log_var = -(rotation.double().square() @ precision).log()
         self.register_buffer("log_var", log_var.float())
         self.register_buffer("scale", torch.tensor(math.sqrt(start.variance), dtype=torch.float32))
+        self.curve: Curve = no_curve(*start.components.shape) if start.curve is None else start.curve
 
     def standardise(
         self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None
@@ -179,10 +185,11 @@ class PcaAnchor(nn.Module):
     def reconstruct(
         self, z: Float[Tensor, "batch latent"], c: Float[Tensor, "batch condition"] | None = None
     ) -> Float[Tensor, "batch 1 x y z"]:
-        """Add the weighted components to the mean image, zero outside the mask; always in single precision."""
+        """Add the weighted components and the curve to the mean image, zero outside the mask; always in single precision."""
         with torch.autocast(z.device.type, enabled=False):
-            scores = (z.float() @ self.rotation) * self.gain
-            return painted(self._mean(c) + scores @ self.components, self.index, self.mask)
+            turned = z.float() @ self.rotation
+            drawn = self._mean(c) + (turned * self.gain) @ self.components + self.curve(turned)
+            return painted(drawn, self.index, self.mask)
 
     def _mean(self, c: Tensor | None) -> Tensor:
         return self.mean if c is None else self.mean + c.float() @ self.slopes

@@ -12,6 +12,7 @@ TERMS = ("kl", "tc", "free-bits", "capacity")
 # Which models a setting concerns; one that is set for another model would be ignored, and is refused.
 CONCERNS = {
     "n_latent": ("autoencoder", "vae"),
+    "curve": ("autoencoder", "vae"),
     "likelihood": ("vae",),
     "sigma": ("vae", "spatial_vae"),
     "beta": ("vae", "spatial_vae"),
@@ -46,6 +47,9 @@ class ModelConfig:
         ``"pca"``: the model starts as the principal components of the training scans and learns what they miss.
         ``"mean"``: it starts as their mean image. ``"none"``: the network starts from nothing. ``"auto"``: PCA for a latent
         vector, the mean image for a latent grid.
+    curve : bool
+        Whether a start at principal components may add what they miss as a smooth function of the scores, where that
+        predicts training scans it was not fitted on.
     likelihood : str
         Noise of the scans about the reconstruction of a ``"vae"``: ``"gaussian"``, ``"laplace"``, or ``"voxel"``, Gaussian
         with a variance of its own in every voxel, given by the decoder. A ``"spatial_vae"`` has Laplace noise.
@@ -83,6 +87,7 @@ class ModelConfig:
     n_latent: int = 64
     channels: tuple[int, ...] = (8, 16, 32, 64)
     anchor: str = "auto"
+    curve: bool = True
     likelihood: str = "gaussian"
     sigma: float | None = None
     beta: float = 1.0
@@ -131,6 +136,10 @@ class ModelConfig:
             )
 
     def _check_network(self) -> None:
+        if not self.curve and self.start != "pca":
+            raise SettingError(
+                f"model.curve is false and model.anchor '{self.anchor}'; only a start at principal components has one. Leave it out."
+            )
         if self.name == "spatial_vae" and self.anchor == "pca":
             raise SettingError("model.anchor is 'pca', which has no latent grid. A spatial_vae takes 'mean' or 'none'.")
         if len(self.channels) < 2 or any(width < 1 or width % CHANNELS_PER_GROUP for width in self.channels):

@@ -67,6 +67,16 @@ class Curve(nn.Module):
             return drawn
 
 
+def no_curve(n_latent: int, n_voxels: int, *, n_centres: int = 1, n_images: int = 0) -> Curve:
+    """A curve that is zero everywhere: the absence of one, or the place for a stored one of these sizes."""
+    return Curve(
+        scale=torch.zeros(n_latent),
+        centres=torch.zeros(n_centres, n_latent),
+        coefficients=torch.zeros(n_centres, n_images),
+        images=torch.zeros(n_images, n_voxels),
+    )
+
+
 @dataclass(frozen=True)
 class CurveChoice:
     """Which kernel the training scans chose, and what it gained on folds of them that it had not seen.
@@ -161,13 +171,7 @@ def fit_curve(
     gram = _gram(deviation)
     choice = choose(gram, subject, n_latent=len(components))
     if not choice.is_on:
-        nothing = x.new_zeros(1, 0)
-        return Curve(
-            scale=torch.zeros_like(inverse_gain),
-            centres=x.new_zeros(1, len(components)),
-            coefficients=nothing,
-            images=x.new_zeros(0, x.shape[1]),
-        ), choice
+        return no_curve(*components.shape), choice
     return _fit(deviation, gram, choice, components=components, inverse_gain=inverse_gain)
 
 

@@ -2,7 +2,7 @@
 
 A processor multiplies eight or sixteen numbers at a time, across channels; a layer with one input or one output channel leaves
 it nearly idle. Here several voxels become several channels. The results are those of the plain layers up to rounding, and other
-devices and precisions compute the plain layers.
+devices compute the plain layers.
 """
 
 from functools import cache
@@ -40,7 +40,8 @@ class NormSilu(nn.Module):
         """Normalise each group of channels of each scan, and bend."""
         if _plain(x) or x.shape[1] >= ENOUGH_CHANNELS:
             return functional.silu(functional.group_norm(x, self.n_groups, self.weight, self.bias, NORM_EPSILON))
-        near = x.contiguous(memory_format=CHANNELS_LAST)
+        # In single precision also between layers in half precision, as moments need it.
+        near = x.float().contiguous(memory_format=CHANNELS_LAST)
         bent: Tensor = _NormSilu.apply(near, self.weight, self.bias, self.n_groups)  # type: ignore[no-untyped-call]
         return bent
 
@@ -57,9 +58,10 @@ class _NormSilu(torch.autograd.Function):
         return functional.silu(normed, inplace=True)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, mean, scale, weight, bias = ctx.saved_tensors
+        kept: tuple[Tensor, ...] = ctx.saved_tensors
+        x, mean, scale, weight, bias = kept
         batch, width, *sides = x.shape
         n_groups = mean.shape[1]
         n_voxels = x[0, 0].numel()
@@ -72,8 +74,7 @@ class _NormSilu(torch.autograd.Function):
             return per_group.repeat_interleave(width // n_groups, dim=1)
 
         def total(rows: Tensor) -> Tensor:
-            voxels: Tensor = rows.view(batch, n_voxels, width)
-            return voxels.sum(dim=1)
+            return torch.sum(rows.view(batch, n_voxels, width), dim=1)
 
         def group_mean(per_channel: Tensor) -> Tensor:
             return each((per_channel * weight).view(batch, n_groups, -1).mean(dim=2)) / n_voxels
@@ -195,4 +196,4 @@ def _doubling(side: int) -> Tensor:
 
 
 def _plain(x: Tensor) -> bool:
-    return x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    return x.device.type != "cpu"

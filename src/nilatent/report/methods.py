@@ -112,7 +112,7 @@ def _model(run: Run) -> str:
     text = f"{model_words.kind(model)} was trained on the training scans{model_words.anchor(begun)}"
     text += _optimiser(training) + model_words.objective(model, training) + model_words.supervision(model)
     if not run.best_epoch and begun == "pca":
-        text += " The epoch kept was 0: the model is the principal component analysis, the network added nothing."
+        text += f" The epoch kept was 0. {run.result.get('summary', '')}"
     elif run.best_epoch is not None:
         text += (
             f" The weights of epoch {run.best_epoch}, which had the lowest error on the validation scans, were kept."

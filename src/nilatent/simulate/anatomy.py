@@ -13,8 +13,26 @@ from scipy.ndimage import gaussian_filter
 from nilatent.atlas import RegionWeights, load_atlas, region_weights
 from nilatent.errors import SettingError
 from nilatent.simulate.config import SimulationConfig
-from nilatent.simulate.deform import Array, Scale, random_diffeomorphism, rest_at_edges, sample, smooth_noise
-from nilatent.simulate.people import STREAM_SCAN, STREAM_SHAPE, STREAM_SITE, Visit, site_spread
+from nilatent.simulate.deform import (
+    Array,
+    Scale,
+    caused_velocity,
+    diffeomorphism,
+    random_diffeomorphism,
+    random_velocity,
+    rest_at_edges,
+    sample,
+    smooth_noise,
+)
+from nilatent.simulate.people import (
+    STREAM_CAUSE,
+    STREAM_SCAN,
+    STREAM_SHAPE,
+    STREAM_SITE,
+    Visit,
+    amplitudes_of,
+    site_spread,
+)
 from nilatent.volumes import Grid, average_to_grid, template
 
 # Shapes differ on this lattice whatever the spacing of the maps, so that a person stays the same person.
@@ -25,6 +43,8 @@ DEEP_CENTRE_MM, DEEP_RADIUS_MM, DEEP_CALM = (0.0, -20.0, -5.0), 30.0, 0.6
 # moved to MNI space by an affine: 72 scans at 4 mm, 16 components, raw and smoothed to FWHM 4, 8 and 12 mm give
 # .86, .81, .58 and .43 here and .90, .83, .61 and .40 there.
 SCALES = (Scale(120.0, 2.0, False), Scale(30.0, 0.8, False), Scale(12.0, 3.0, True))
+# With few causes: the whole head, and parts as wide as a lobe. No folds, which many causes would bend.
+CAUSE_SCALES = (Scale(120.0, 2.0, False), Scale(40.0, 3.0, False))
 # One person's ribbon is crisper than the average over people that the template is.
 SHARPNESS = 2
 ATLAS_MM = 2.0
@@ -213,6 +233,17 @@ def _envelope() -> Array:
     return np.asarray(calm * rest_at_edges(lattice.shape), dtype=np.float32)
 
 
+def _times(deformation: float, scales: Sequence[Scale]) -> list[Scale]:
+    return [Scale(s.fwhm_mm, deformation * s.sd_mm, s.conserves_volume) for s in scales]
+
+
+@lru_cache(maxsize=2)
+def _causes(seed: int, n_causes: int, deformation: float) -> Array:
+    scales = _times(deformation, CAUSE_SCALES)
+    streams = [np.random.default_rng([seed, STREAM_CAUSE, number]) for number in range(n_causes)]
+    return np.stack([random_velocity(rng, _envelope(), spacing_mm=LATTICE_MM, scales=scales) for rng in streams])
+
+
 def draw_shape(config: SimulationConfig, index: int) -> Shape:
     """The shape of person number `index`.
 
@@ -221,7 +252,11 @@ def draw_shape(config: SimulationConfig, index: int) -> Shape:
     SettingError
         When the deformation folds space over.
     """
-    scales = [Scale(s.fwhm_mm, config.deformation * s.sd_mm, s.conserves_volume) for s in SCALES]
+    if config.n_causes > 0:
+        amplitudes = amplitudes_of(config, index)
+        causes = _causes(config.seed, config.n_causes, config.deformation)
+        return Shape(*diffeomorphism(caused_velocity(causes, amplitudes)))
+    scales = _times(config.deformation, SCALES)
     rng = np.random.default_rng([config.seed, STREAM_SHAPE, index])
     return Shape(*random_diffeomorphism(rng, _envelope(), spacing_mm=LATTICE_MM, scales=scales))
 

@@ -253,7 +253,8 @@ def _write_truth(
             "gm": "truth/gm.nii.gz: grey matter of the template that everyone starts from",
             "loss": "truth/loss.nii.gz: fraction of it that is lost at disease 1, before the person's deformation",
         },
-        "scans": "truth/scans.tsv: disease, atrophy (disease that reached the brain), head_size, gm_factor of each scan",
+        "scans": "truth/scans.tsv: disease, atrophy (disease that reached the brain), head_size, gm_factor of each scan"
+        + (", and cause_1 and so on: how much of each cause of shape the person has, in SD" if config.n_causes else ""),
     }
     write_json(out / "truth.json", truth)
 

@@ -17,9 +17,10 @@ from nilatent.simulate.config import (
     VISIT_JITTER_YEARS,
     SimulationConfig,
 )
+from nilatent.simulate.deform import draw_amplitudes
 
 # One stream of randomness per subject matter, so that an option changes what it names and nothing else.
-STREAM_PERSON, STREAM_VISIT, STREAM_SHAPE, STREAM_SCAN, STREAM_SITE, STREAM_HEAD = range(6)
+STREAM_PERSON, STREAM_VISIT, STREAM_SHAPE, STREAM_SCAN, STREAM_SITE, STREAM_HEAD, STREAM_CAUSE = range(7)
 
 AGE_MEAN, AGE_SD, AGE_RANGE = 70.0, 7.0, (50.0, 90.0)
 AGE_GAP_CONFOUNDED = 8.0
@@ -89,11 +90,22 @@ def draw_people(config: SimulationConfig, *, template_ml: float) -> tuple[pd.Dat
     planted : DataFrame
         Index ``scan_id``; what only the simulation knows: disease (0 in controls, mean 1 in patients at the first
         visit), disease_per_year, atrophy (the disease that reached the brain: 0 under the null), head_size relative
-        to the template, gm_factor (age, sex and personal differences of all grey matter).
+        to the template, gm_factor (age, sex and personal differences of all grey matter); with `n_causes`, cause_1
+        and so on: how much of each cause of shape the person has, in standard deviations.
     """
     rows = [visit for index in range(config.n_subjects) for visit in _visits(config, index, template_ml=template_ml)]
     table = pd.DataFrame(rows).set_index("scan_id")
-    return table[VISIBLE], table[PLANTED]
+    return table[VISIBLE], table[[*PLANTED, *cause_columns(config)]]
+
+
+def cause_columns(config: SimulationConfig) -> list[str]:
+    """Columns of the amplitudes with which the causes of shape are planted; none where everyone has a field alone."""
+    return [f"cause_{number + 1}" for number in range(config.n_causes)]
+
+
+def amplitudes_of(config: SimulationConfig, index: int) -> npt.NDArray[np.float32]:
+    """How much of each cause of shape person number `index` has, (cause,), about standard normal."""
+    return draw_amplitudes(np.random.default_rng([config.seed, STREAM_SHAPE, index]), config.n_causes)
 
 
 def group_of(config: SimulationConfig, index: int) -> str:
@@ -128,6 +140,7 @@ def _visits(config: SimulationConfig, index: int, *, template_ml: float) -> list
     personal = math.exp(GM_SD * z_gm) * (GM_WOMEN_OVER_MEN**0.5 if sex == "F" else GM_WOMEN_OVER_MEN**-0.5)
     start, slope = _course(config, group, b_start=b_start, b_slope=b_slope)
     site = _site(config, sick=sick, u_side=u_side, u_site=u_site)
+    amplitudes = dict(zip(cause_columns(config), amplitudes_of(config, index).tolist(), strict=True))
     subject = f"sub-{index + 1:0{max(3, len(str(config.n_subjects)))}d}"
     rows: list[dict[str, object]] = []
     for visit in range(config.n_sessions):
@@ -155,6 +168,7 @@ def _visits(config: SimulationConfig, index: int, *, template_ml: float) -> list
                 "head_size": head_size,
                 "gm_factor": personal * math.exp(-GM_LOST_PER_YEAR * (age + years - AGE_MEAN)),
             }
+            | amplitudes
         )
     return rows
 

@@ -3,8 +3,10 @@
 import math
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from nilatent.models import Autoencoder, Model, ModelConfig, Vae
+from nilatent.models import Autoencoder, Model, ModelConfig, Posterior, Vae
 from nilatent.models.losses import (
     absolute_error,
     gaussian_kl,
@@ -40,7 +42,7 @@ def bound(
         Names the likelihood. A fixed sigma is used as it is; otherwise the noise is the most likely one over all these
         scans together, not batch by batch, so that the bound does not depend on the batches.
     seed : int
-        Of one draw per scan from its posterior, the same in every epoch.
+        Of one draw per scan from its posterior, the same in every epoch and in batches of any size.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def bound(
     errors, divergences, likelihoods = [], [], []
     for _, x, c, posterior in posteriors(module, volumes, rows, batch_size=batch_size, conditions=conditions):
         with exact():
-            z = posterior.sample(generator)
+            z = _drawn(posterior, generator)
             divergences.append(gaussian_kl(posterior.mean, posterior.log_var).sum(dim=1))
             noise = module.correction_and_noise(z, c)[1] if isinstance(module, Vae) else None
             if noise is not None:
@@ -72,3 +74,9 @@ def bound(
             variance = usual if model_config.sigma is None else usual.new_tensor(model_config.sigma**2)
             likelihoods = [gaussian_log_likelihood(error, variance=variance, n_voxels=n_voxels)]
     return float((torch.cat(likelihoods) - torch.cat(divergences)).mean())
+
+
+def _drawn(posterior: Posterior, generator: torch.Generator) -> Float[Tensor, "batch latent"]:
+    """One draw per scan, by itself: torch draws other numbers for a batch of another size."""
+    apart = zip(posterior.mean[:, None], posterior.log_var[:, None], strict=True)
+    return torch.cat([Posterior(mean, log_var).sample(generator) for mean, log_var in apart])

@@ -1,6 +1,5 @@
 """The model folder and the state from which an interrupted training goes on."""
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,30 +11,51 @@ import numpy.typing as npt
 import pandas as pd
 import tomli_w
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nilatent.errors import NilatentError
 from nilatent.models import Model, ModelConfig, build, empty_start
-from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
+from nilatent.models.curve import no_curve
+from nilatent.provenance import atomic, hash_file, hash_values, plain, read_json, write_json
+from nilatent.training.card import Facts, model_card
 from nilatent.training.conditions import Conditions
+from nilatent.training.origin import Origin, Seen, hashed, seen_by, summary
+from nilatent.training.stored import ModelError, check_files, check_state, curve_sizes, stored_config
+from nilatent.training.tensors import read_tensors, write_tensors
 from nilatent.volumes import Grid
+
+__all__ = [
+    "FILES",
+    "FORMAT_VERSION",
+    "Learners",
+    "ModelError",
+    "Origin",
+    "Progress",
+    "TrainedModel",
+    "keep",
+    "load_model",
+    "module_from_state",
+    "read_tensors",
+    "resume",
+    "save_model",
+    "write_history",
+    "write_tensors",
+]
 
 FORMAT_VERSION = 2
 FILES = (
+    "MODEL_CARD.md",
     "conditions.json",
     "config.toml",
     "grid.json",
     "history.tsv",
+    "preparation.json",
     "result.json",
     "subjects.tsv",
     "weights.safetensors",
 )
-
-
-class ModelError(NilatentError):
-    """A model folder is incomplete or of another format version."""
+NOT_IN_VERSION_1 = ("MODEL_CARD.md", "conditions.json", "preparation.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +76,10 @@ class TrainedModel:
         Grid of the scans it takes.
     mask : ndarray
         (x, y, z) bool; it sees and draws nothing outside.
-    training_subjects, validation_subjects : tuple[str, ...]
-        The subjects whose scans moved its weights, and those that chose its epoch.
+    seen : Seen
+        The subjects and scans that moved its weights or chose its epoch, as hashes.
+    preparation : dict, optional
+        How its scans were made; None when it was not said.
     best_epoch : int
         0 when no epoch was better than the start.
     result : dict
@@ -65,7 +87,7 @@ class TrainedModel:
     history : DataFrame
         One row per epoch.
     content_hash : str
-        Of weights, settings, grid and subjects; it does not depend on time or place.
+        Of weights, settings, grid, preparation and what was seen; it does not depend on time or place.
     """
 
     module: Model
@@ -74,8 +96,8 @@ class TrainedModel:
     conditions: Conditions
     grid: Grid
     mask: npt.NDArray[np.bool_]
-    training_subjects: tuple[str, ...]
-    validation_subjects: tuple[str, ...]
+    seen: Seen
+    preparation: dict[str, Any] | None
     best_epoch: int
     result: dict[str, Any]
     history: pd.DataFrame
@@ -191,6 +213,7 @@ def save_model(
     grid: Grid,
     subjects: pd.DataFrame,
     result: Mapping[str, Any],
+    origin: Origin | None = None,
 ) -> None:
     """Write a model folder; ``config.toml`` comes last, so a folder that has it is complete.
 
@@ -207,16 +230,42 @@ def save_model(
     grid : Grid
         Of the training scans.
     subjects : DataFrame
-        Columns ``subject_id`` and ``part``.
+        Columns ``subject_id`` and ``part``; no name is written, only its hash.
     result : Mapping
         Plain values.
+    origin : Origin, optional
+        What the model was made from; without it, its preparation and its scans are not known to whoever uses it.
     """
-    write_tensors(folder / "weights.safetensors", state, {"format_version": FORMAT_VERSION})
-    write_json(folder / "grid.json", grid.to_dict())
+    weights = folder / "weights.safetensors"
+    write_tensors(weights, state, {"format_version": FORMAT_VERSION})
+    # Of the weights alone, so that the same training gives the same folder.
+    salt = hash_file(weights)[:32]
+    preparation = None if origin is None or origin.preparation is None else plain(origin.preparation)
+    told = dict(result) | ({} if origin is None else {"trained_on": summary(origin)})
+    mask = state["anchor.mask"].cpu() > 0
+    write_json(folder / "grid.json", grid.to_dict() | {"mask_hash": _mask_hash(mask)})
     write_json(folder / "conditions.json", conditions.to_dict())
-    write_json(folder / "result.json", result)
+    write_json(folder / "preparation.json", preparation)
+    write_json(folder / "result.json", told)
     with atomic(folder / "subjects.tsv") as temporary:
-        subjects[["subject_id", "part"]].to_csv(temporary, sep="\t", index=False)
+        seen_by(salt, subjects, origin).to_table().to_csv(temporary, sep="\t", index=False)
+    counts = {
+        anchored: sum(state[name].numel() for name in state if name.startswith("anchor.") == anchored)
+        for anchored in (True, False)
+    }
+    facts = Facts(
+        model=stored_config(dict(settings["model"])),
+        training=settings["training"],
+        conditions=conditions,
+        grid=grid,
+        n_voxels=int(mask.sum()),
+        n_learned=counts[False],
+        n_fixed=counts[True],
+        preparation=preparation,
+        result=told,
+    )
+    with atomic(folder / "MODEL_CARD.md") as temporary:
+        temporary.write_text(model_card(facts), encoding="utf-8")
     present = {
         name: {key: value for key, value in table.items() if value is not None} for name, table in settings.items()
     }
@@ -225,12 +274,12 @@ def save_model(
 
 
 def load_model(folder: Path) -> TrainedModel:
-    """Read a model folder.
+    """Read a model folder, from whomever it comes: nothing in it is run.
 
     Parameters
     ----------
     folder : Path
-        What :func:`nilatent.training.loop.train` left.
+        What :func:`nilatent.training.loop.train` left, with this version of nilatent or an older one.
 
     Returns
     -------
@@ -240,40 +289,85 @@ def load_model(folder: Path) -> TrainedModel:
     Raises
     ------
     ModelError
-        When a file is missing or the format is another.
+        When a file is missing, too large or damaged, the format is a newer one, or the weights are not those of the
+        settings.
     """
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
+    check_files(folder, ("config.toml",))
+    try:
+        settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        version = settings.get("format_version")
+        if version == 1:
+            return _from_version_1(folder, settings)
+        if version == FORMAT_VERSION:
+            return _from_version_2(folder, settings)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ModelError(
-            f"{folder} lacks {', '.join(missing)}, so it is not a finished model. Run `nilatent train` again."
-        )
-    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    if settings.get("format_version") != FORMAT_VERSION:
-        raise ModelError(
-            f"{folder} holds model format {settings.get('format_version')}, this nilatent reads {FORMAT_VERSION}. "
-            "Train again, or use the nilatent that wrote it."
-        )
-    lists = {name: tuple(value) for name, value in settings["model"].items() if isinstance(value, list)}
-    config = ModelConfig(**(settings["model"] | lists))
-    conditions = read_json(folder / "conditions.json")
+            f"{folder} is damaged: {type(error).__name__}: {error}. Get it again from whoever made it, or train again."
+        ) from error
+    raise ModelError(
+        f"{folder} holds model format {version}, this nilatent reads up to {FORMAT_VERSION}. Install the nilatent that "
+        "wrote it, or train again."
+    )
+
+
+def _from_version_2(folder: Path, settings: Mapping[str, Any]) -> TrainedModel:
+    check_files(folder, FILES)
+    table = pd.read_csv(folder / "subjects.tsv", sep="\t", dtype=str, keep_default_na=False)
+    return _trained(
+        folder,
+        settings,
+        load_file(folder / "weights.safetensors"),
+        conditions=Conditions.from_dict(read_json(folder / "conditions.json")),
+        seen=Seen.from_table(table),
+        preparation=read_json(folder / "preparation.json"),
+    )
+
+
+def _from_version_1(folder: Path, settings: Mapping[str, Any]) -> TrainedModel:
+    """Before models were told conditions or turned their latents, and when subjects stood in the folder by name."""
+    check_files(folder, [name for name in FILES if name not in NOT_IN_VERSION_1])
     state = load_file(folder / "weights.safetensors")
-    subjects = pd.read_csv(folder / "subjects.tsv", sep="\t", dtype=str, keep_default_na=False)
-    seen = {part: tuple(subjects.loc[subjects["part"] == part, "subject_id"]) for part in ("train", "validation")}
-    result, grid = read_json(folder / "result.json"), read_json(folder / "grid.json")
+    state["anchor.slopes"] = torch.zeros(0, int((state["anchor.mask"] > 0).sum()))
+    if "anchor.components" in state:
+        # Never more components than voxels: an identity of any size asked for would fill the memory.
+        state["anchor.rotation"] = torch.eye(min(state["anchor.components"].shape))
+        nothing = no_curve(*state["anchor.components"].shape).state_dict()
+        state |= {f"anchor.curve.{name}": value for name, value in nothing.items()}
+    table = pd.read_csv(folder / "subjects.tsv", sep="\t", dtype=str, keep_default_na=False)
+    named = {hashed("", name): part for name, part in zip(table["subject_id"], table["part"], strict=True)}
+    return _trained(folder, settings, state, conditions=Conditions(), seen=Seen("", named, {}), preparation=None)
+
+
+def _trained(
+    folder: Path,
+    settings: Mapping[str, Any],
+    state: dict[str, Tensor],
+    *,
+    conditions: Conditions,
+    seen: Seen,
+    preparation: dict[str, Any] | None,
+) -> TrainedModel:
+    config = stored_config(settings["model"])
+    result, stored = read_json(folder / "result.json"), read_json(folder / "grid.json")
+    grid, mask = Grid.from_dict(stored), state["anchor.mask"] > 0
+    if tuple(mask.shape) != grid.shape or stored.get("mask_hash", _mask_hash(mask)) != _mask_hash(mask):
+        raise ValueError("the mask in weights.safetensors is not the one of grid.json")
+    check_state(config, state, n_condition=conditions.n_values)
+    known = [hash_file(folder / "weights.safetensors"), asdict(config), conditions.to_dict(), grid.to_dict()]
     return TrainedModel(
         module=module_from_state(config, state),
         model_config=config,
-        training=settings["training"],
-        conditions=Conditions.from_dict(conditions),
-        grid=Grid.from_dict(grid),
-        mask=state["anchor.mask"].numpy() > 0,
-        training_subjects=seen["train"],
-        validation_subjects=seen["validation"],
+        training=dict(settings["training"]),
+        conditions=conditions,
+        grid=grid,
+        mask=mask.numpy(),
+        seen=seen,
+        preparation=preparation,
         best_epoch=int(result["best_epoch"]),
         result=result,
         history=pd.read_csv(folder / "history.tsv", sep="\t"),
-        content_hash=hash_values([hash_file(folder / "weights.safetensors"), asdict(config), conditions, grid, seen]),
+        content_hash=hash_values([*known, seen, preparation]),
     )
 
 
@@ -293,55 +387,15 @@ def module_from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> Model
         In evaluation mode, on the CPU.
     """
     mask = state["anchor.mask"] > 0
-    start = empty_start(config, mask=mask, n_condition=len(state["anchor.slopes"]))
+    n_centres, n_images = curve_sizes(state)
+    start = empty_start(
+        config, mask=mask, n_condition=len(state["anchor.slopes"]), n_centres=n_centres, n_images=n_images
+    )
     with torch.random.fork_rng(devices=[]):
         module = build(config, mask=mask, start=start)
     module.load_state_dict(dict(state))
     return module.eval()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and plain values as one safetensors file, in one rename.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.safetensors`` file.
-    tensors : Mapping[str, Tensor]
-        On any device, in any memory format.
-    about : Mapping
-        Plain values, kept as JSON in the header. Tensors and values share one file because two files could be torn
-        apart by a kill between their renames.
-    """
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    # One key only: the order of several is not fixed, and the same weights must give the same bytes.
-    content = save(plain, metadata={"nilatent": json.dumps(dict(about), sort_keys=True)})
-    with atomic(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read what :func:`write_tensors` wrote, if it belongs to this training.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.safetensors`` file that may be absent.
-    key : str
-        What ``about["key"]`` must be.
-
-    Returns
-    -------
-    tuple or None
-        Tensors and plain values; None when the file is absent, of another training, or not such a file.
-    """
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("nilatent", "{}"))
-            if about.get("key") != key:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
-    except SafetensorError:
-        return None
+def _mask_hash(mask: Tensor) -> str:
+    return hash_values(np.packbits(mask.numpy()))

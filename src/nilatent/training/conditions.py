@@ -166,7 +166,14 @@ def _coded(column: Column, scans: pd.DataFrame) -> Array:
             )
         numbers = (words[:, None] == np.array(column.levels[1:])).astype(float)
     else:
-        numbers = pd.to_numeric(values).to_numpy(float)[:, None]
+        known = pd.to_numeric(values, errors="coerce")
+        if known.isna().any():
+            scan = known.index[known.isna()][0]
+            raise SettingError(
+                f"{column.name} is '{values[scan]}' for scan {scan}, and the training scans had numbers. Write it as one, or "
+                "leave this scan out."
+            )
+        numbers = known.to_numpy(float)[:, None]
     return np.asarray((numbers - column.mean) / column.sd, dtype=np.float32)
 
 

@@ -1,12 +1,13 @@
 """Settings of training, and the learning rate that follows from them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nilatent.errors import SettingError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+FREEZABLE = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,15 @@ class TrainConfig:
     patience : int
         Stop after this many epochs without a better validation FVU.
     batch_size : int
-        Scans per step.
+        Scans per step, over all devices together.
+    micro_batch : int
+        Scans that a device holds at a time; their gradients are added up to that of the batch, which takes less memory. 0:
+        the whole batch, or each device's share of it. Noise, and what is taken from a group of scans (a most likely sigma,
+        the MMD, a total correlation, the weight of a critic), belong to a micro-batch, so it is part of the result: with the
+        same one the result does not depend on the number of devices. Losses that are means over scans do not depend on it
+        either, but for the draws of the noise.
+    checkpointing : bool
+        Compute activations again in the backward pass rather than keep them: the same result with less memory, in more time.
     learning_rate : float
         Peak of the schedule.
     warmup_epochs : float
@@ -39,9 +48,16 @@ class TrainConfig:
         variance.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    devices, num_nodes : int
+        Processes on each machine, one to a GPU (or a share of the cores), and machines; a batch is shared among them all.
+        On one machine they are started here; several machines are started by ``torchrun`` or SLURM.
     precision : str
         ``"32-true"``, ``"bf16-mixed"``, or ``"auto"``: mixed on a GPU that has bfloat16, else single. Validation and
         encoding are always in single precision.
+    start_from : str
+        Folder of a trained model to start from, its anchor included, so that latents keep their meaning; empty for none.
+    freeze : tuple[str, ...]
+        What stays as it starts: ``"encoder"``, ``"decoder"``. The anchor is always fixed.
     seed : int
         Of the initial weights, the order of the scans and all noise.
     """
@@ -49,6 +65,8 @@ class TrainConfig:
     n_epochs: int = 60
     patience: int = 12
     batch_size: int = 8
+    micro_batch: int = 0
+    checkpointing: bool = False
     learning_rate: float = 1e-3
     warmup_epochs: float = 2.0
     kl_warmup_epochs: float = 0.0
@@ -57,7 +75,11 @@ class TrainConfig:
     input_noise: float = 0.1
     latent_noise: float = 0.3
     device: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     precision: str = "auto"
+    start_from: str = ""
+    freeze: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +90,8 @@ class TrainConfig:
         SettingError
             Names the setting and its range.
         """
-        for name, lowest in (("n_epochs", 0), ("patience", 1), ("batch_size", 1), ("kl_cycles", 1), ("seed", 0)):
+        lowest_of = {"n_epochs": 0, "patience": 1, "batch_size": 1, "kl_cycles": 1, "seed": 0, "micro_batch": 0}
+        for name, lowest in (lowest_of | {"devices": 1, "num_nodes": 1}).items():
             if getattr(self, name) < lowest:
                 raise SettingError(f"training.{name} is {getattr(self, name)}; it must be at least {lowest}.")
         for name in ("warmup_epochs", "kl_warmup_epochs", "weight_decay", "input_noise", "latent_noise"):
@@ -87,6 +110,51 @@ class TrainConfig:
             raise SettingError(f"training.device is '{self.device}'; choose one of {', '.join(DEVICES)}.")
         if self.precision not in PRECISIONS:
             raise SettingError(f"training.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        if self.micro_batch > self.batch_size:
+            raise SettingError(
+                f"training.micro_batch is {self.micro_batch}, more than training.batch_size, {self.batch_size}. Lower it, or "
+                "leave it out for the whole batch."
+            )
+        if self.n_processes > self.batch_size:
+            raise SettingError(
+                f"training.batch_size is {self.batch_size}, which leaves some of the {self.n_processes} devices without a "
+                "scan. Raise it, or lower training.devices or training.num_nodes."
+            )
+        unknown = [part for part in self.freeze if part not in FREEZABLE]
+        if unknown or len(set(self.freeze)) == len(FREEZABLE):
+            raise SettingError(
+                f"training.freeze is {', '.join(self.freeze)}; freeze one of {', '.join(FREEZABLE)}, so that the other "
+                "learns."
+            )
+
+    @property
+    def n_processes(self) -> int:
+        """Devices on all machines together."""
+        return self.devices * self.num_nodes
+
+    @property
+    def piece(self) -> int:
+        """Scans that go through the network at a time: the micro-batch, or a device's share of the batch."""
+        return self.micro_batch if self.micro_batch > 0 else -(-self.batch_size // self.n_processes)
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The settings that weigh in the result: not how many devices compute it, nor what they keep and compute again.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        As asked for.
+
+    Examples
+    --------
+    >>> settled(TrainConfig(micro_batch=4, devices=2)) == settled(TrainConfig(micro_batch=4))
+    True
+    """
+    return replace(config, micro_batch=config.piece, devices=1, num_nodes=1, checkpointing=False)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -2,22 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nilatent.errors import NilatentError
 from nilatent.models import ModelConfig, PcaAnchor
 from nilatent.progress import track
-from nilatent.provenance import hash_values
 from nilatent.training import diagnostics
 from nilatent.training.bound import SD_BY_SCALE, bound
 from nilatent.training.checkpoint import (
+    Origin,
     Progress,
     TrainedModel,
     keep,
@@ -27,24 +27,30 @@ from nilatent.training.checkpoint import (
     write_history,
 )
 from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight, learning_rate
+from nilatent.training.devices import of_all, together
 from nilatent.training.objective import Objective
-from nilatent.training.spatial import SpatialObjective, critic_is_on
-from nilatent.training.start import Rival, Run, sample, set_up
-from nilatent.training.validation import Rows, Validation, read_batch, told, validate
+from nilatent.training.spatial import critic_is_on
+from nilatent.training.start import Run, sample, set_up
+from nilatent.training.step import MAX_GRADIENT_NORM, Batch, DivergenceError, step
+from nilatent.training.transfer import without_places
+from nilatent.training.validation import Rows, Validation, validate
 from nilatent.volumes import Volumes
 
-__all__ = ["DivergenceError", "ModelConfig", "TrainConfig", "TrainedModel", "load_model", "train"]
+__all__ = [
+    "MAX_GRADIENT_NORM",
+    "DivergenceError",
+    "ModelConfig",
+    "TrainConfig",
+    "TrainedModel",
+    "load_model",
+    "train",
+]
 
-MAX_GRADIENT_NORM = 1.0
 # An epoch counts as better only when it explains this much more of the validation variance than the best before.
 MIN_GAIN = 1e-4
 # With a PCA anchor an epoch must beat the start by this many standard errors of the gain over validation scans. Picking
 # the best of many epochs on a handful of scans would otherwise leave PCA for a chance gain, and lose on new scans.
 N_STANDARD_ERRORS = 2.0
-
-
-class DivergenceError(NilatentError):
-    """The loss or its gradient is not finite; the best state so far is kept."""
 
 
 def train(
@@ -55,6 +61,7 @@ def train(
     folder: Path,
     *,
     scans: pd.DataFrame | None = None,
+    preparation: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, int | float]], None] | None = None,
 ) -> TrainedModel:
     """Train a model, or go on where a killed run stopped.
@@ -76,8 +83,10 @@ def train(
         goes on to bit-identical weights on the same machine.
     scans : DataFrame, optional
         Index ``scan_id``: the columns of the cohort that `model_config` names as conditions or as the score to align to.
+    preparation : Mapping, optional
+        Plain values that say how the scans were made; they are kept with the model.
     on_epoch : callable, optional
-        Called with the new row of the history after each epoch, once it is safe on disk.
+        Called with the new row of the history after each epoch, once it is safe on disk; in the first process only.
 
     Returns
     -------
@@ -94,93 +103,71 @@ def train(
     DivergenceError
         When the loss stops being finite.
     """
-    run = set_up(volumes, parts, model_config, config, Path(folder), scans=scans)
-    progress = resume(run.folder, run.key, run.learners)
-    if progress is not None and progress.past is not None and isinstance(run.bare_objective, Objective):
-        run.bare_objective.past = progress.past.to(run.fabric.device)
-    if progress is None:
-        progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
-        keep(run.folder, run.key, progress, run.learners)
-    for epoch in track(range(progress.epoch + 1, config.n_epochs + 1), total=config.n_epochs, label="train"):
-        # Patience counts from the last epoch that was not yet judged, too.
-        rising = max((done for done in range(progress.epoch + 1) if not kl_is_whole(config, done)), default=0)
-        if progress.epoch - max(progress.best_epoch, rising) >= config.patience:
-            break
-        began = time.perf_counter()
-        loss = _epoch(run, epoch)
-        progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
-        keep(run.folder, run.key, progress, run.learners)
-        if on_epoch is not None:
-            on_epoch(progress.history[-1])
-    _finish(run, progress, parts)
+    job = partial(train, volumes, parts, model_config, config, Path(folder), scans=scans, preparation=preparation)
+    with together(job, config) as fabric:
+        run = set_up(volumes, parts, model_config, config, Path(folder), scans=scans, fabric=fabric)
+        progress = _begun(run)
+        epochs = range(progress.epoch + 1, config.n_epochs + 1)
+        for epoch in track(epochs, total=config.n_epochs, label="train") if fabric.is_global_zero else epochs:
+            if _is_over(config, progress):
+                break
+            began = time.perf_counter()
+            loss = _epoch(run, epoch)
+            progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
+            if fabric.is_global_zero:
+                keep(run.folder, run.key, progress, run.learners)
+                if on_epoch is not None:
+                    on_epoch(progress.history[-1])
+        if fabric.is_global_zero:
+            before = None if run.source is None else run.source.model.seen
+            _finish(run, progress, Origin(volumes, parts, scans, preparation, before))
+        fabric.barrier()
     return load_model(run.folder)
 
 
+def _begun(run: Run) -> Progress:
+    """Where the training stands: after its last finished epoch, or at its start."""
+    progress = resume(run.folder, run.key, run.learners)
+    # Nobody writes before everybody has read.
+    run.fabric.barrier()
+    if progress is None:
+        progress = _advance(run, Progress({}, ()), train_loss=math.nan, seconds=0.0)
+        if run.fabric.is_global_zero:
+            keep(run.folder, run.key, progress, run.learners)
+    elif progress.past is not None and isinstance(run.bare_objective, Objective):
+        run.bare_objective.past = progress.past.to(run.fabric.device)
+    return progress
+
+
+def _is_over(config: TrainConfig, progress: Progress) -> bool:
+    # Patience counts from the last epoch that was not yet judged, too.
+    rising = max((done for done in range(progress.epoch + 1) if not kl_is_whole(config, done)), default=0)
+    return progress.epoch - max(progress.best_epoch, rising) >= config.patience
+
+
 def _epoch(run: Run, epoch: int) -> float:
-    # Order and noise follow from seed and epoch alone, so a resumed run has no generator state to get wrong.
+    # The order follows from seed and epoch alone.
     order = np.random.default_rng([run.config.seed, epoch]).permutation(run.rows["train"])
-    generator = torch.Generator(run.fabric.device).manual_seed(int(hash_values([run.config.seed, epoch])[:15], 16))
-    n_batches = math.ceil(len(order) / run.config.batch_size)
+    firsts = range(0, len(order), run.config.batch_size)
     rival = run.rival if critic_is_on(run.model_config, run.config, epoch) else None
     total = 0.0
-    for number in range(n_batches):
-        batch = order[number * run.config.batch_size : (number + 1) * run.config.batch_size]
-        x = read_batch(run.volumes, batch).to(run.fabric.device)
-        loss = _loss(
-            run, x, batch, generator, kl_weight=kl_weight(run.config, epoch - 1 + number / n_batches), rival=rival
-        )
-        rate, place = learning_rate(run.config, epoch - 1 + (number + 1) / n_batches), (epoch, number + 1, batch)
-        _descend(run, loss, run.objective, run.optimiser, rate=rate, place=place)
-        if rival is not None and isinstance(run.bare_objective, SpatialObjective):
-            judged = rival.objective(x, run.bare_objective.drawn)
-            _descend(run, judged, rival.objective, rival.optimiser, rate=rate, place=place)
-        total += loss.item() * len(batch)
+    for number, first in enumerate(firsts):
+        rows = order[first : first + run.config.batch_size]
+        total += step(run, Batch(rows, epoch, number, len(firsts), first), rival) * len(rows)
     return total / len(order)
 
 
-def _loss(
-    run: Run, x: Tensor, batch: Rows, generator: torch.Generator, *, kl_weight: float, rival: Rival | None
-) -> Tensor:
-    c = told(run.told, batch, run.fabric.device)
-    if isinstance(run.bare_objective, SpatialObjective):
-        critic = None if rival is None else rival.critic
-        spatial: Tensor = run.objective(x, generator, c, kl_weight=kl_weight, critic=critic)
-        return spatial
-    loss: Tensor = run.objective(x, generator, c, told(run.score, batch, run.fabric.device), kl_weight=kl_weight)
-    return loss
-
-
-def _descend(
-    run: Run,
-    loss: Tensor,
-    objective: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    *,
-    rate: float,
-    place: tuple[int, int, Rows],
-) -> None:
-    """One step down, unless the loss or its gradient is not finite."""
-    for group in optimiser.param_groups:
-        group["lr"] = group.get("rate", 1.0) * rate
-    optimiser.zero_grad()
-    run.fabric.backward(loss)
-    norm = run.fabric.clip_gradients(objective, optimiser, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False)
-    # Looked at before the step, so that the weights are never touched by what is not finite.
-    if norm is None or not math.isfinite(loss.item() + norm.item()):
-        raise _divergence(run, *place, loss.item())
-    optimiser.step()
-
-
-def _divergence(run: Run, epoch: int, number: int, batch: Rows, loss: float) -> DivergenceError:
-    scans = ", ".join(run.volumes.scans.index[batch])
-    return DivergenceError(
-        f"The loss or its gradient is not finite (loss {loss:g}) in epoch {epoch}, batch {number}, with the scans {scans}. "
-        f"The state after epoch {epoch - 1} and the best weights so far are kept in {run.folder}. Look at these scans, or "
-        f"train again with training.learning_rate below {run.config.learning_rate:g}."
-    )
-
-
 def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> Progress:
+    """Judge an epoch: once, in the first process, so that all agree."""
+    row = of_all(run.fabric, lambda: _judged(run, progress, train_loss=train_loss, seconds=seconds))
+    history = (*progress.history, row)
+    if row["best_epoch"] != row["epoch"]:
+        return replace(progress, history=history, past=_past(run))
+    best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
+    return Progress(best, history, _past(run))
+
+
+def _judged(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> dict[str, int | float]:
     checked = _checked(run, run.rows["validation"])
     row = _row(run, len(progress.history), checked, train_loss=train_loss, seconds=seconds)
     if progress.history:
@@ -189,10 +176,8 @@ def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float)
         # While the latents are still free to say more than they shall, every figure flatters.
         better = better and kl_is_whole(run.config, len(progress.history))
         if not better:
-            kept = row | {"best_epoch": before["epoch"]}
-            return replace(progress, history=(*progress.history, kept), past=_past(run))
-    best = {name: parameter.detach().clone() for name, parameter in run.module.named_parameters()}
-    return Progress(best, (*progress.history, row | {"best_epoch": row["epoch"]}), _past(run))
+            return row | {"best_epoch": before["epoch"]}
+    return row | {"best_epoch": row["epoch"]}
 
 
 def _past(run: Run) -> Tensor | None:
@@ -200,7 +185,7 @@ def _past(run: Run) -> Tensor | None:
 
 
 def _checked(run: Run, rows: Rows) -> Validation:
-    return validate(run.module, run.volumes, rows, batch_size=run.config.batch_size, conditions=run.told)
+    return validate(run.module, run.volumes, rows, batch_size=run.config.piece, conditions=run.told)
 
 
 def _convincing(run: Run, checked: Validation) -> bool:
@@ -223,7 +208,7 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
             run.model_config,
             run.volumes,
             run.rows["validation"],
-            batch_size=run.config.batch_size,
+            batch_size=run.config.piece,
             seed=run.config.seed,
             conditions=run.told,
         ),
@@ -246,7 +231,7 @@ def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
     return beta * config.sigma**2 / max(checked.fit.mse, 1e-30)
 
 
-def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
+def _finish(run: Run, progress: Progress, origin: Origin) -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
     checked, trained = _checked(run, run.rows["validation"]), _checked(run, sample(run.rows))
@@ -262,14 +247,15 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
         verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
         verdicts.append(diagnostics.prior_mismatch(trained.means, trained.log_vars))
     write_history(run.folder, progress)
-    used = parts[parts["part"].isin(("train", "validation"))]
+    used = origin.parts[origin.parts["part"].isin(("train", "validation"))]
     save_model(
         run.folder,
         state=run.module.state_dict(),
-        settings={"model": asdict(run.model_config), "training": asdict(run.config)},
+        settings={"model": asdict(run.model_config), "training": without_places(run.config, run.source)},
         conditions=run.conditions,
         grid=run.volumes.grid,
         subjects=used.drop_duplicates("subject_id").sort_values(["part", "subject_id"]),
+        origin=origin,
         result={
             "best_epoch": progress.best_epoch,
             "n_epochs": progress.epoch,
@@ -283,10 +269,24 @@ def _finish(run: Run, progress: Progress, parts: pd.DataFrame) -> None:
     )
 
 
+def _start_words(run: Run, model: float, pca: float) -> str:
+    anchor = run.module.anchor
+    if not isinstance(anchor, PcaAnchor):
+        return "The untrained start"
+    name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
+    if len(anchor.curve.images) == 0:
+        return name
+    return (
+        f"{name} and a curve fitted to what it misses (fraction of validation variance unexplained {model:.4f}, PCA alone "
+        f"{pca:.4f})"
+    )
+
+
 def _summary(run: Run, progress: Progress, model: float, pca: float) -> str:
+    if progress.best_epoch == 0 and run.source is not None:
+        return "The model that training started from; training added nothing."
     if progress.best_epoch == 0:
-        name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
-        return f"{name if run.model_config.start == 'pca' else 'The untrained start'}; the network added nothing."
+        return f"{_start_words(run, model, pca)}; the network added nothing."
     return (
         f"Best epoch {progress.best_epoch} of {progress.epoch}: fraction of validation variance unexplained {model:.4f}, "
         f"PCA of equal size {pca:.4f}, mean image 1."

@@ -1,8 +1,12 @@
 """What one training step lowers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nilatent.models import Autoencoder, ModelConfig, Posterior, Vae
 from nilatent.models.aggregate import decomposition, mmd
@@ -44,6 +48,13 @@ class Objective(nn.Module):
         Variance of the training scans about their mean image, per voxel: the unit of the autoencoder's loss.
     n_scans : int
         Training scans.
+
+    Attributes
+    ----------
+    latents : Tensor
+        (batch, latent) draws of the last batch, without their history.
+    past : Tensor
+        (draw, latent) queue of earlier draws, see :meth:`remember`.
     """
 
     def __init__(
@@ -57,6 +68,8 @@ class Objective(nn.Module):
         self.latent_noise = config.latent_noise
         self.n_scans = n_scans
         self.n_voxels = int(model.anchor.mask.sum())
+        self.checkpointing = config.checkpointing
+        self.latents = torch.zeros(0, model_config.n_latent)
         self.past: Tensor
         self.register_buffer("past", torch.zeros(0, model_config.n_latent), persistent=False)
 
@@ -88,22 +101,35 @@ class Objective(nn.Module):
         -------
         Tensor
             Autoencoder: squared error relative to the mean image, so 1 is as good as that. VAE: minus the evidence lower
-            bound in nats, divided by the number of voxels for the sake of the gradient's size; `beta` is weighed before.
+            bound in nats, divided by the number of voxels for the sake of the gradient's size; `beta` is weighed before. A
+            loss that is a mean over scans has the same gradient when it is computed in parts and weighed by their sizes; a
+            most likely sigma, the MMD and the total correlation are those of the scans given.
         """
         noisy = x + self.input_noise * self.variance**0.5 * _normal(x, generator)
-        posterior = self.model.encode(noisy, c)
+        posterior = Posterior(*self._run(self._moments, noisy, c))
         z = posterior.sample(generator)
+        self.latents = z.detach()
         # Noise for f alone: the anchor's linear part would turn it into an error that f could only shrink towards.
         shaken = z + self.latent_noise * _normal(z, generator)
         if isinstance(self.model, Autoencoder):
-            drawn = self.model.anchor.reconstruct(z, c) + self.model.correction(shaken, c)
+            drawn = self.model.anchor.reconstruct(z, c) + self._run(self.model.correction, shaken, c)
             error = squared_error(x, drawn, self.model.anchor.mask)
             # Of Gaussian noise with the variance about the mean image, twice the nats per voxel: so is the pull.
             return (error.mean() / self.variance + 2.0 * self._pull(posterior, score)) / self.n_voxels
-        added, noise = self.model.correction_and_noise(shaken, c)
+        added, noise = self._run(self.model.correction_and_noise, shaken, c)
         likelihood = self._log_likelihood(x, self.model.anchor.reconstruct(z, c) + added, noise)
         cost = self._capacity(z, posterior, kl_weight) + self._distance_to_prior(z, generator)
         return (cost + self._pull(posterior, score) - likelihood.mean()) / self.n_voxels
+
+    def _moments(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        posterior = self.model.encode(x, c)
+        return posterior.mean, posterior.log_var
+
+    def _run(self, part: Callable[..., Any], *inputs: Tensor | None) -> Any:
+        """Run the encoder or the decoder; with checkpointing, once more in the backward pass rather than keep it all."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
 
     def _pull(self, posterior: Posterior, score: Tensor | None) -> Tensor | float:
         """Nats per scan that the score costs when its mean is the first latent; scans without a score cost none."""
@@ -141,14 +167,21 @@ class Objective(nn.Module):
             return config.beta * capacity(kl, target=weight * config.capacity)
         return weight * config.beta * (1.0 - config.info_alpha) * kl.sum(dim=1).mean()
 
+    @property
+    def distance_weight(self) -> float:
+        """Weight of the MMD between the latents of all scans and the prior; 0 for all but an Info-VAE."""
+        return self.model_config.info_alpha + self.model_config.info_lambda - 1.0
+
     def _distance_to_prior(self, z: Tensor, generator: torch.Generator) -> Tensor | float:
-        weight = self.model_config.info_alpha + self.model_config.info_lambda - 1.0
-        if weight == 0.0:
+        if self.distance_weight == 0.0:
             return 0.0
         prior = torch.randn(N_PRIOR_DRAWS, z.shape[1], generator=generator, device=z.device, dtype=z.dtype)
-        distance = mmd(z, self.past, prior)
-        self.past = torch.cat([self.past, z.detach()])[-QUEUE_LENGTH:]
-        return weight * distance
+        return self.distance_weight * mmd(z, self.past, prior)
+
+    def remember(self, latents: Float[Tensor, "batch latent"]) -> None:
+        """Put the draws of a batch at the end of the queue with which later batches are compared."""
+        if self.distance_weight != 0.0:
+            self.past = torch.cat([self.past, latents])[-QUEUE_LENGTH:]
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Where a training starts: rows, baselines, model, objective and optimiser, the same after an interruption."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from torch import nn
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import LinearStart, Model, ModelConfig, PcaAnchor, SpatialVae, build
 from nilatent.models.critic import Critic
+from nilatent.models.curve import MAX_SCANS, Curve, CurveChoice, fit_curve
 from nilatent.provenance import hash_values
 from nilatent.training.checkpoint import FORMAT_VERSION, module_from_state, read_tensors, write_tensors
 from nilatent.training.conditions import Conditions, aligned_rotation, fit_conditions, standardised_score
-from nilatent.training.config import TrainConfig
+from nilatent.training.config import TrainConfig, settled
+from nilatent.training.devices import fabric_of
 from nilatent.training.diagnostics import Fit
 from nilatent.training.objective import Objective
 from nilatent.training.spatial import CRITIC_BETAS, CriticObjective, SpatialObjective
+from nilatent.training.transfer import Source, freeze, part_of, source_of
 from nilatent.training.validation import Rows, Told, baselines, validate
 from nilatent.volumes import Volumes, VoxelPca, voxel_pca
 
 # Raised when start.safetensors or resume.safetensors hold something else, so that older ones are not taken up.
-RESUME_VERSION = 3
+RESUME_VERSION = 5
 # Learning rate of the encoder's correction g relative to that of the decoder's f, with a PCA anchor.
 ENCODER_RATE = 0.1
 
@@ -52,6 +56,7 @@ class Run:
     config: TrainConfig
     folder: Path
     key: str
+    source: Source | None
     module: Model
     variance: float
     mean_image: Fit
@@ -80,28 +85,30 @@ def set_up(
     folder: Path,
     *,
     scans: pd.DataFrame | None = None,
+    fabric: Fabric | None = None,
 ) -> Run:
-    """Everything a training begins with; parameters and errors as in :func:`nilatent.training.loop.train`."""
-    rows = _rows(volumes, parts, model_config)
+    """Everything a training begins with; parameters and errors as in :func:`nilatent.training.loop.train`.
+
+    With a launched `fabric` of several processes all of them call this, and the first one computes the start; without one,
+    this process sets up for itself.
+    """
+    source = source_of(config, model_config, volumes, parts, folder=folder)
+    rows = _rows(volumes, parts, model_config, transferred=source is not None)
     used = {part: list(volumes.scans.index[chosen]) for part, chosen in rows.items()}
-    conditions = fit_conditions(scans, used["train"], model_config.condition)
+    conditions = (
+        fit_conditions(scans, used["train"], model_config.condition) if source is None else source.model.conditions
+    )
     told = _told(conditions, volumes, scans, [*used["train"], *used["validation"]])
     score = (
         standardised_score(scans, used["train"], list(volumes.scans.index), model_config.align)
         if model_config.align
         else None
     )
-    beside = [None if given is None else hash_values(given.astype(str).tolist()) for given in (told, score)]
-    key = hash_values([FORMAT_VERSION, RESUME_VERSION, model_config, config, volumes.content_hash, used, *beside])
-    start = folder / "start.safetensors"
-    module, known = _start(volumes, rows, told, score, model_config, config, start, key)
-    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if absent.get(config.device, False):
-        raise SettingError(
-            f"training.device is '{config.device}', and torch finds none on this machine. Set it to auto or cpu, or install "
-            "a torch that is built for it."
-        )
-    fabric = Fabric(accelerator=config.device, devices=1, precision=_precision(config))
+    fabric = fabric_of(config, alone=True) if fabric is None else fabric
+    key = _key(volumes, used, told, score, model_config, config, source)
+    known_to = (volumes, rows, told, score, model_config, config)
+    module, known = _agreed(fabric, folder, lambda: _start(*known_to, source, folder / "start.safetensors", key))
+    freeze(module, config, model_config)
     _channels_last(module)
     objective = _objective(module, model_config, config, variance=known["variance"], n_scans=len(rows["train"]))
     optimiser = torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.learning_rate)
@@ -116,6 +123,7 @@ def set_up(
         config=config,
         folder=folder,
         key=key,
+        source=source,
         module=module,
         variance=known["variance"],
         mean_image=Fit(**known["mean_image"]),
@@ -131,10 +139,42 @@ def set_up(
     )
 
 
+def _key(
+    volumes: Volumes,
+    used: dict[str, list[str]],
+    told: Told,
+    score: Told,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    source: Source | None,
+) -> str:
+    beside = [None if given is None else hash_values(given.astype(str).tolist()) for given in (told, score)]
+    # What a model is counts, and not where it lies.
+    settings = replace(settled(config), start_from="" if source is None else source.model.content_hash)
+    return hash_values([FORMAT_VERSION, RESUME_VERSION, model_config, settings, volumes.content_hash, used, *beside])
+
+
+def _agreed(
+    fabric: Fabric, folder: Path, start: Callable[[], tuple[Model, dict[str, Any]]]
+) -> tuple[Model, dict[str, Any]]:
+    """The start, computed by the first process and read by the others."""
+    if fabric.is_global_zero:
+        computed = start()
+        fabric.barrier()
+        return computed
+    fabric.barrier()
+    if not (folder / "start.safetensors").is_file():
+        raise SettingError(
+            f"{folder} is not the same folder for all processes of the training. Give one on a disk that all machines share."
+        )
+    return start()
+
+
 def _objective(
     module: Model, model_config: ModelConfig, config: TrainConfig, *, variance: float, n_scans: int
 ) -> Objective | SpatialObjective:
     if isinstance(module, SpatialVae):
+        module.checkpointing = config.checkpointing
         return SpatialObjective(module, model_config, config, variance=variance)
     return Objective(module, model_config, config, variance=variance, n_scans=n_scans)
 
@@ -169,7 +209,7 @@ def _told(conditions: Conditions, volumes: Volumes, scans: pd.DataFrame | None, 
     return told
 
 
-def _rows(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig) -> dict[str, Rows]:
+def _rows(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig, *, transferred: bool) -> dict[str, Rows]:
     rows = {part: volumes.rows(list(parts.index[parts["part"] == part])) for part in ("train", "validation")}
     for part, chosen in rows.items():
         if len(chosen) == 0:
@@ -177,7 +217,8 @@ def _rows(volumes: Volumes, parts: pd.DataFrame, model_config: ModelConfig) -> d
                 f"No scan is in the part '{part}'. Training needs both parts: bring more scans or raise its fraction in the "
                 "split."
             )
-    if model_config.start == "pca" and model_config.n_latent >= len(rows["train"]):
+    # The components of a model that was trained before are not those of these scans.
+    if model_config.start == "pca" and model_config.n_latent >= len(rows["train"]) and not transferred:
         raise SettingError(
             f"model.n_latent is {model_config.n_latent} and must be smaller than the number of training scans, "
             f"{len(rows['train'])}. Set model.n_latent to {max(len(rows['train']) // 4, 1)} or so, or bring more scans."
@@ -199,6 +240,7 @@ def _start(
     score: Told,
     model_config: ModelConfig,
     config: TrainConfig,
+    source: Source | None,
     path: Path,
     key: str,
 ) -> tuple[Model, dict[str, Any]]:
@@ -208,22 +250,60 @@ def _start(
         return module_from_state(model_config, stored[0]), stored[1]
     n_components = min(model_config.n_values, len(rows["train"]) - 1)
     pca = voxel_pca(volumes, rows["train"], n_components, seed=config.seed)
-    start = pca if told is None else _given(volumes, rows["train"], told, model_config, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        module = build(
-            model_config,
-            mask=torch.from_numpy(np.asarray(volumes.mask)),
-            start=linear_start(start, rotation=_rotation(start, volumes, rows["train"], told, score, model_config)),
-        )
+    module = (
+        _built(pca, volumes, rows["train"], told, score, model_config, seed=config.seed)
+        if source is None
+        else source.model.module
+    )
+    known: dict[str, Any] = {}
+    # A model that another training left keeps its own curve, and one that shall have none gets none.
+    if isinstance(module.anchor, PcaAnchor) and source is None and model_config.curve:
+        module.anchor.curve, choice = _curve(module.anchor, volumes, rows["train"], told)
+        known = {"curve": asdict(choice)}
     measured = baselines(pca, volumes, rows["validation"])
     variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
-    errors = validate(module, volumes, rows["validation"], batch_size=config.batch_size, conditions=told).errors
-    known: dict[str, Any] = {name: asdict(found) for name, found in measured.items()}
+    errors = validate(module, volumes, rows["validation"], batch_size=config.piece, conditions=told).errors
+    known |= {name: asdict(found) for name, found in measured.items()}
     known |= {f"train_{name}": asdict(found) for name, found in baselines(pca, volumes, sample(rows)).items()}
     known |= {"variance": variance, "start_errors": errors.tolist()}
     write_tensors(path, module.state_dict(), known | {"key": key})
     return module, known
+
+
+def _built(
+    pca: VoxelPca,
+    volumes: Volumes,
+    training: Rows,
+    told: Told,
+    score: Told,
+    model_config: ModelConfig,
+    *,
+    seed: int,
+) -> Model:
+    start = pca if told is None else _given(volumes, training, told, model_config, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(
+            model_config,
+            mask=torch.from_numpy(np.asarray(volumes.mask)),
+            start=linear_start(start, rotation=_rotation(start, volumes, training, told, score, model_config)),
+        )
+
+
+def _curve(anchor: PcaAnchor, volumes: Volumes, training: Rows, told: Told) -> tuple[Curve, CurveChoice]:
+    """Fit what the components miss, on training scans alone; at even steps among them when they are very many."""
+    chosen = training[np.unique(np.linspace(0, len(training) - 1, min(len(training), MAX_SCANS)).round().astype(int))]
+    x = torch.from_numpy(volumes.masked(chosen))
+    if told is not None:
+        x -= torch.from_numpy(told[chosen]) @ anchor.slopes
+    subject = np.unique(volumes.scans["subject_id"].to_numpy()[chosen], return_inverse=True)[1]
+    return fit_curve(
+        x,
+        torch.from_numpy(subject),
+        mean=anchor.mean,
+        components=anchor.components,
+        inverse_gain=anchor.inverse_gain,
+    )
 
 
 def _given(
@@ -265,20 +345,14 @@ def sample(rows: dict[str, Rows]) -> Rows:
     return np.asarray(rows["train"][np.unique(chosen.round().astype(int))])
 
 
-def _precision(config: TrainConfig) -> Any:
-    if config.precision != "auto":
-        return config.precision
-    # On processors bfloat16 gained nothing at 4 or 2 mm with these narrow layers.
-    mixed = config.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if mixed else "32-true"
-
-
 def _groups(module: Model, weight_decay: float) -> list[dict[str, Any]]:
     # The projection is already the best encoder of a linear decoder, so g may only follow f, slowly; before that it could
     # only learn the training scans by heart.
     slow = ENCODER_RATE if isinstance(module.anchor, PcaAnchor) else 1.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        rate = 1.0 if name.startswith("mirror.") else slow
+        if not parameter.requires_grad:
+            continue
+        rate = 1.0 if part_of(name) == "decoder" else slow
         groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [{"params": found, "rate": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
