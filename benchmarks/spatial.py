@@ -32,6 +32,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--latent-channels", type=int, default=ModelConfig().latent_channels)
     parser.add_argument("--n-epochs", type=int, default=TrainConfig().n_epochs)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--models", type=Path, default=Path("spatial-models"), help="where the models go; resumed there"
@@ -43,7 +44,12 @@ def read_arguments() -> argparse.Namespace:
 def judge_grid(volumes: Volumes, parts: pd.DataFrame, grid: int, arguments: argparse.Namespace) -> pd.DataFrame:
     """Train one model on the training part and measure it on the test part; one row per method."""
     config = ModelConfig(name="spatial_vae", latent_grid=grid, latent_channels=arguments.latent_channels)
-    training = TrainConfig(n_epochs=arguments.n_epochs, batch_size=arguments.batch_size, seed=arguments.seed)
+    training = TrainConfig(
+        n_epochs=arguments.n_epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
     began, used = time.perf_counter(), time.process_time()
     model = train(volumes, parts, config, training, arguments.models / f"grid-{grid}")
     wall, processor = time.perf_counter() - began, time.process_time() - used

@@ -392,7 +392,7 @@ def test_voxel_pca_draws_at_most_max_scans_by_seed(many):
 
 def test_voxel_pca_does_not_depend_on_the_block_of_voxels(many, monkeypatch):
     whole = voxel_pca(many, np.arange(20), 4, seed=0)
-    monkeypatch.setattr(module, "PCA_CHUNK_VOXELS", 100)
+    monkeypatch.setattr(module, "PCA_BLOCK_BYTES", 8 * 20 * 100)
     np.testing.assert_allclose(voxel_pca(many, np.arange(20), 4, seed=0).components, whole.components, atol=1e-6)
 
 

@@ -172,7 +172,6 @@ def run(
     seed: Seed = None,
     model: Annotated[ModelName | None, typer.Option(help="Which network.")] = None,
     devices: Devices = None,
-    num_nodes: Nodes = None,
     remedy: Annotated[
         bool,
         typer.Option("--remedy", help="Train again, at most thrice, with what the diagnosis of a failure advises."),
@@ -181,7 +180,7 @@ def run(
     dask: Dask = "",
 ) -> None:
     """From scans to a report: the whole river; resumes, and skips what is finished."""
-    overrides = _study(group, contrast, covariates, site, column, exclude, seed) | _machines(devices, num_nodes)
+    overrides = _study(group, contrast, covariates, site, column, exclude, seed) | _machines(devices, None)
     overrides |= {"model.name": model.value} if model else {}
     processes = _processes(n_procs, scheduler=dask)
     from nilatent.config import read_config
@@ -216,6 +215,9 @@ def simulate(
     n_sessions: Annotated[int, typer.Option(min=1, help="Sessions of each subject.")] = 1,
     n_sites: Annotated[int, typer.Option(min=1, help="Scanners.")] = 2,
     spacing_mm: Annotated[float, typer.Option(help="Voxel size of grey-matter maps.")] = 4.0,
+    n_causes: Annotated[
+        int, typer.Option(min=0, help="Causes of differences in shape; 0: a random field for everyone.")
+    ] = 0,
     confounded: Annotated[Confound, typer.Option(help="What the group is entangled with.")] = Confound.none,
     class_mediated: Annotated[
         bool, typer.Option("--class-mediated", help="The loss follows the group alone, not severity within it.")
@@ -234,6 +236,7 @@ def simulate(
         n_sessions=n_sessions,
         n_sites=n_sites,
         spacing_mm=spacing_mm,
+        n_causes=n_causes,
         confounded=confounded.value,
         class_mediated=class_mediated,
         null=null,
@@ -346,7 +349,10 @@ def native(
 
 @app.command()
 def train(folder: RunFolder, devices: Devices = None, num_nodes: Nodes = None) -> None:
-    """Train the model of a run folder on its volumes; resumes where it was stopped."""
+    """Train the model of a run folder on its volumes; resumes where it was stopped.
+
+    Several machines that share the folder train together: torchrun or SLURM starts this command on each of them.
+    """
     _again(folder, until="model", overrides=_machines(devices, num_nodes))
     typer.echo(str(folder / "model"))
 

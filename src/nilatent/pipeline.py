@@ -13,6 +13,7 @@ from nilatent.provenance import atomic
 from nilatent.river import QUESTIONS, River
 from nilatent.simulate import SimulationConfig, simulate
 from nilatent.study import nearest
+from nilatent.training.devices import is_follower
 
 MIN_SUBJECTS = 20
 STAGES = ("model", "latents", "findings", "report")
@@ -67,6 +68,8 @@ def run(
         When a source or a setting makes no sense; nothing is computed then.
     """
     check_names(until, only)
+    if is_follower():
+        return follow(Path(out), config, until=until)
     with locked(Path(out)):
         river = River(Path(out), config)
         cohort = river.cohort(sources)
@@ -85,6 +88,32 @@ def run(
         if until == "report":
             river.report()
         return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
+
+
+def follow(out: Path, config: RunConfig, *, until: str) -> Outcome:
+    """Join the training of a run folder as another process than the first: train and write nothing.
+
+    Parameters
+    ----------
+    out : Path
+        A run folder whose scans are packed and split.
+    config : RunConfig
+        The same settings as those of the first process.
+    until : str
+        Must be ``"model"``: all else is the business of one process.
+
+    Raises
+    ------
+    SettingError
+        For any other stage.
+    """
+    if until != "model":
+        raise SettingError(
+            "Several processes share the training alone. Run everything on one machine first (`nilatent run`), and start "
+            "`nilatent train OUT` on all of them."
+        )
+    n_scans, excluded = River(out, config).join()
+    return Outcome(out / "report.html", n_scans, excluded)
 
 
 def search_settings(out: Path, config: RunConfig, *, n_procs: int) -> Path:

@@ -23,7 +23,6 @@ from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import compact, is_grid, read_latents, write_latents
-from nilatent.models import ModelConfig
 from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
@@ -33,9 +32,10 @@ from nilatent.report.quality import build as build_quality
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.training.checkpoint import load_model
-from nilatent.training.config import TrainConfig
+from nilatent.training.config import TrainConfig, settled
 from nilatent.training.cost import cost_of
 from nilatent.training.loop import train
+from nilatent.training.nuisance import NUISANCES
 from nilatent.training.preparation import how_made
 from nilatent.training.remedy import train_with_remedies
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
@@ -204,9 +204,11 @@ class River:
             return [path]
 
         self._stage("split", self.out / "split.provenance.json", settings=settings, needs=["prepared"], fill=fill)
-        return pd.read_csv(
-            path, sep="\t", dtype={"scan_id": str, "subject_id": str, "part": str, "fold": int}
-        ).set_index("scan_id")
+        return self._read_parts()
+
+    def _read_parts(self) -> pd.DataFrame:
+        kinds = {"scan_id": str, "subject_id": str, "part": str, "fold": int}
+        return pd.read_csv(self.out / "split.tsv", sep="\t", dtype=kinds).set_index("scan_id")
 
     def preparation(self, prepared: Cohort) -> dict[str, Any]:
         """How the scans were made, as far as a model and the scans it is used on must agree."""
@@ -215,34 +217,45 @@ class River:
 
     def model(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """The trained model, in ``model/``."""
-        scans, preparation = prepared.scans, self.preparation(prepared)
-        folder = self.out / "model"
-        model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
+        folder, config = self.out / "model", self.config.training
+        model_config, settings, beside = self._training(prepared, parts)
 
         def fill() -> list[Path]:
-            training = self.config.training
             start = folder / "attempts" / "0" if self.config.remedy else folder
-            cost = cost_of(volumes, parts, model_config, training, start, scans=scans)
+            cost = cost_of(volumes, parts, model_config, config, start, scans=prepared.scans)
             self.console.print(f"model: {cost.sentence}", highlight=False)
             (folder / "attempts.json").unlink(missing_ok=True)
-            if self.config.remedy:
-                train_with_remedies(
-                    volumes, parts, model_config, training, folder, scans=scans, preparation=preparation
-                )
-            else:
-                train(volumes, parts, model_config, training, folder, scans=scans, preparation=preparation)
+            training = train_with_remedies if self.config.remedy else train
+            training(volumes, parts, model_config, config, folder, **beside)
             # What is needed to resume is not part of the model, and the history holds seconds, which differ.
             passing = {"provenance.json", "start.safetensors", "resume.safetensors", "history.tsv", "attempts.json"}
             return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in passing)
 
-        self._stage(
-            "model",
-            folder / "provenance.json",
-            settings={"model": model_config, "training": _recorded(self.config.training), "preparation": preparation}
-            | ({"remedy": True} if self.config.remedy else {}),
-            needs=["volumes", "split", *_told(model_config)],
-            fill=fill,
-        )
+        needs = ["volumes", "split", "prepared"]
+        self._stage("model", folder / "provenance.json", settings=settings, needs=needs, fill=fill)
+
+    def _training(self, prepared: Cohort, parts: pd.DataFrame) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
+        """Settings of the model, what a trained one depends on, and what training is given beside the scans."""
+        model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
+        preparation = self.preparation(prepared)
+        settings = {"model": model_config, "training": _recorded(self.config.training), "preparation": preparation}
+        # The table of scans says what a model is told or pulled to, and what its latents should not know.
+        nuisances = tuple(dict.fromkeys(filter(None, (self.config.study.site, *NUISANCES))))
+        beside = {"scans": prepared.scans, "preparation": preparation, "nuisances": nuisances}
+        return model_config, settings | ({"remedy": True} if self.config.remedy else {}), beside
+
+    def join(self) -> tuple[int, pd.DataFrame]:
+        """Train beside the first process, which writes; gives the number of scans and those left out."""
+        prepared, volumes = load_cohort(self.out / "prepared"), open_volumes(self.out / "volumes")
+        parts = self._read_parts()
+        records = {"prepared": "prepared/", "volumes": "volumes/", "split": "split."}
+        inputs = {name: content_hash(self.out / f"{place}provenance.json") for name, place in records.items()}
+        model_config, settings, beside = self._training(prepared, parts)
+        record = self.out / "model" / "provenance.json"
+        # The first process asks the same, and does not train what is trained.
+        if not is_fresh(record, stage="model", settings=settings, inputs=inputs):
+            train(volumes, parts, model_config, self.config.training, self.out / "model", **beside)
+        return len(prepared.scans), prepared.excluded
 
     def latents(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
@@ -343,7 +356,7 @@ class River:
             "search",
             searched,
             settings={"model": model, "training": config.training, "search": config.search},
-            needs=["volumes", "split", *_told(model)],
+            needs=["volumes", "split", "prepared"],
         )
 
     def _finding(self, name: str, analyse: Callable[[], Finding], *, settings: object, needs: Sequence[str]) -> None:
@@ -368,15 +381,10 @@ class River:
         build(self.out)
 
 
-def _told(model: ModelConfig) -> list[str]:
-    """What a model is told of the scans, or pulled to, stands in the table of the prepared ones."""
-    return ["prepared"] if model.condition or model.align else []
-
-
 def _recorded(training: TrainConfig) -> TrainConfig:
-    """Settings on which a trained model depends: the number of devices is none of them, nor where another model lies."""
+    """Settings on which a trained model depends; where a model that it starts from lies is none of them."""
     other = load_model(Path(training.start_from)).content_hash if training.start_from else ""
-    return replace(training, devices=1, num_nodes=1, start_from=other)
+    return replace(settled(training), start_from=other)
 
 
 def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 HASHED = {"volumes": "volumes.npy", "mask": "mask.nii.gz", "scans": "scans.tsv"}
-PCA_MAX_SCANS = 2000
+PCA_MAX_SCANS = 1000
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FLOAT16_SMALLEST = float(np.finfo(np.float16).smallest_normal)
-PCA_CHUNK_VOXELS = 8192
+PCA_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,15 @@ class Volumes:
         out = np.empty((len(wanted), flat.size), dtype=np.float32)
         for position, row in enumerate(wanted):
             out[position] = self.data[int(row)].reshape(-1)[flat]
+        return out
+
+    def block(self, rows: npt.NDArray[np.integer[Any]], start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Columns `start` to `stop` of :meth:`masked`, without the others ever being in memory."""
+        inside = np.flatnonzero(self.mask)[start:stop]
+        flat = self.data.reshape(len(self.scans), -1)
+        out = np.empty((len(rows), inside.size), dtype=np.float32)
+        for position, row in enumerate(rows):
+            out[position] = flat[row, inside[0] : inside[-1] + 1][inside - inside[0]]
         return out
 
     def rows(self, scan_ids: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -300,43 +309,73 @@ def voxel_pca(
             f"PCA of {n_scans} scans has at most {n_scans - 1 - given.shape[1]} components, {n_components} were asked for. "
             "Lower n_latent or bring more training scans."
         )
-    x = volumes.masked(rows)
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    x -= mean
     usual = given.mean(axis=0)
-    slopes = _slopes(given - usual, x)
-    if len(slopes):
-        x -= (given - usual).astype(np.float32) @ slopes
-        mean = mean - usual.astype(np.float32) @ slopes
-    # In double precision, a block of voxels at a time: single precision would drown the small components.
-    blocks = [slice(start, start + PCA_CHUNK_VOXELS) for start in range(0, x.shape[1], PCA_CHUNK_VOXELS)]
-    gram = sum((x[:, block].astype(np.float64) @ x[:, block].T.astype(np.float64) for block in blocks), np.zeros(()))
-    values, vectors = linalg.eigh(gram)
-    values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]
+    given = given - usual
+    # In double precision: single precision would drown the small components.
+    gram = np.zeros((n_scans, n_scans))
+    for _, x in _blocks(volumes, rows):
+        gram += x @ x.T
+    solve = _ridge(given, gram)
+    if given.shape[1]:
+        without = np.eye(n_scans) - given @ solve
+        gram = without @ gram @ without.T
+    total = float(np.trace(gram))
+    # Only the vectors asked for, and in place: all of them would be most of what a training of many scans needs.
+    values, vectors = linalg.eigh(gram, subset_by_index=(n_scans - n_components, n_scans - 1), overwrite_a=True)
+    values, vectors = values[::-1], vectors[:, ::-1]
     if values[-1] <= 1e-10 * max(values[0], np.finfo(float).tiny):
         raise SettingError(
             f"The {n_scans} training scans span fewer than {n_components} dimensions. Lower n_latent, and look for "
             "scans that are copies of one another."
         )
+    del gram
     weights = (vectors / np.sqrt(values)).T
-    components = np.concatenate([(weights @ x[:, block]).astype(np.float32) for block in blocks], axis=1)
+    # What the conditions leave of the centred scans x is (1 - given solve) x.
+    weights = weights - (weights @ given) @ solve
+    found = [(mean - usual @ (solve @ x), solve @ x, weights @ x) for mean, x in _blocks(volumes, rows)]
+    mean, slopes, components = (np.concatenate(parts, axis=-1).astype(np.float32) for parts in zip(*found, strict=True))
     flips = np.sign(components[np.arange(n_components), np.abs(components).argmax(axis=1)])
     components *= flips[:, None]
-    left = float(np.trace(gram) - values.sum()) / (n_scans - 1) / x.shape[1]
+    left = (total - float(values.sum())) / (n_scans - 1) / mean.size
     sd = np.sqrt(values / (n_scans - 1)).astype(np.float32)
     return VoxelPca(mean, components, sd, max(left, 0.0), slopes)
 
 
-def _slopes(given: npt.NDArray[np.float64], x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Ridge regression of centred voxels on centred conditions, with the penalty of the smallest leave-one-out error.
+def _blocks(
+    volumes: Volumes, rows: npt.NDArray[np.integer[Any]]
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Mean (voxel,) and centred values (scan, voxel) of some scans, a block of voxels at a time."""
+    n_voxels = int(volumes.mask.sum())
+    size = max(PCA_BLOCK_BYTES // (8 * len(rows)), 1)
+    for start in range(0, n_voxels, size):
+        x = volumes.block(rows, start, start + size).astype(np.float64)
+        mean = x.mean(axis=0)
+        x -= mean
+        yield mean, x
+
+
+def _ridge(given: npt.NDArray[np.float64], gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ridge regression on centred conditions, with the penalty of the smallest leave-one-out error over all voxels.
 
     Least squares in every voxel would add noise of its own to every scan: of conditions that tell little, more than they
     explain.
+
+    Parameters
+    ----------
+    given : ndarray
+        (scan, condition), columns of mean zero.
+    gram : ndarray
+        (scan, scan) inner products of the centred voxels.
+
+    Returns
+    -------
+    ndarray
+        (condition, scan): times the centred voxels, these are the slopes.
     """
+    n_scans = len(given)
     if given.shape[1] == 0:
-        return np.zeros((0, x.shape[1]), dtype=np.float32)
+        return np.zeros((0, n_scans))
     u, s, vt = np.linalg.svd(given, full_matrices=False)
-    gram, n_scans = (x @ x.T).astype(np.float64), len(given)
     # The last is as good as infinite: being told nothing.
     penalties = np.append(np.logspace(-3, 3, 25) * n_scans, 1e12 * n_scans)
     errors = []
@@ -345,4 +384,4 @@ def _slopes(given: npt.NDArray[np.float64], x: npt.NDArray[np.float32]) -> npt.N
         left = (np.eye(n_scans) - hat) / (1.0 - 1.0 / n_scans - np.diag(hat))[:, None]
         errors.append(float(np.einsum("ij,jk,ik->", left, gram, left, optimize=True)))
     penalty = penalties[int(np.argmin(errors))]
-    return np.asarray((vt.T * (s / (s**2 + penalty)) @ u.T) @ x, dtype=np.float32)
+    return np.asarray(vt.T * (s / (s**2 + penalty)) @ u.T)

@@ -20,7 +20,7 @@ from nilatent.training.loop import DivergenceError, train
 from nilatent.volumes import Volumes
 
 Cohort = tuple[Volumes, pd.DataFrame]
-VAE = ModelConfig(name="vae", n_latent=2, channels=(4, 8, 8), info_lambda=10.0)
+VAE = ModelConfig(name="vae", n_latent=2, channels=(4, 8, 8), info_lambda=10.0, curve=False)
 SPATIAL = ModelConfig(name="spatial_vae", latent_grid=3, latent_channels=2, channels=(4, 8), adversarial_from=0.0)
 # The last of five batches has seven scans: three pieces, so one process has one more than the other.
 ALONE = TrainConfig(n_epochs=3, micro_batch=3, device="cpu", learning_rate=4e-3)

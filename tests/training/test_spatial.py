@@ -149,11 +149,11 @@ def test_every_setting_of_the_model_changes_the_loss(scans: Tensor, change: dict
     assert not torch.equal(loss_of(dataclasses.replace(BASE, **change), scans)[0], loss_of(BASE, scans)[0])
 
 
-@pytest.mark.parametrize("change", [{"input_noise": 0.5}, {"latent_noise": 0.5}], ids=str)
-def test_every_noise_changes_the_loss(scans: Tensor, change: dict[str, float]) -> None:
-    noisy = loss_of(BASE, scans, training=dataclasses.replace(QUIET, **change))[0]
-    assert not torch.equal(noisy, loss_of(BASE, scans)[0])
-    assert torch.equal(noisy, loss_of(BASE, scans, training=dataclasses.replace(QUIET, **change))[0])
+def test_the_noise_on_the_scans_changes_the_loss_and_that_on_latent_vectors_does_not(scans: Tensor) -> None:
+    noisy, quiet = dataclasses.replace(QUIET, input_noise=0.5), loss_of(BASE, scans)[0]
+    assert not torch.equal(loss_of(BASE, scans, training=noisy)[0], quiet)
+    assert torch.equal(loss_of(BASE, scans, training=noisy)[0], loss_of(BASE, scans, training=noisy)[0])
+    assert torch.equal(loss_of(BASE, scans, training=dataclasses.replace(QUIET, latent_noise=0.5))[0], quiet)
 
 
 def test_the_critic_is_on_after_its_share_of_the_epochs() -> None:

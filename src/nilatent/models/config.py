@@ -138,7 +138,8 @@ class ModelConfig:
     def _check_network(self) -> None:
         if not self.curve and self.start != "pca":
             raise SettingError(
-                f"model.curve is false and model.anchor '{self.anchor}'; only a start at principal components has one. Leave it out."
+                f"model.curve is false and model.anchor '{self.anchor}'; only a start at "
+                "principal components has one. Leave it out."
             )
         if self.name == "spatial_vae" and self.anchor == "pca":
             raise SettingError("model.anchor is 'pca', which has no latent grid. A spatial_vae takes 'mean' or 'none'.")

@@ -1,6 +1,7 @@
 """A curve through what principal components miss: kernel ridge regression from latents to images, in closed form."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,7 @@ N_STANDARD_ERRORS = 3.0
 MAX_SCANS = 1000
 # The fitted images are kept to this share of their variance, and to so many.
 SHARE_KEPT, MAX_RANK = 0.999, 64
-GRAM_CHUNK_VOXELS = 8192
+BLOCK_BYTES = 16 * 2**20
 
 
 class Curve(nn.Module):
@@ -124,7 +125,7 @@ class _Fold:
 
 
 def fit_curve(
-    x: Float[Tensor, "scan voxel"],
+    read: Callable[[int, int], Tensor],
     subject: Int[Tensor, " scan"],
     *,
     mean: Float[Tensor, " voxel"],
@@ -135,8 +136,9 @@ def fit_curve(
 
     Parameters
     ----------
-    x : (scan, voxel) Tensor
-        Training scans inside the mask, on the CPU; at even steps among them when they are more than :data:`MAX_SCANS`.
+    read : callable
+        First voxel and the one after the last to (scan, voxel) values of the training scans inside the mask, on the CPU; at
+        most :data:`MAX_SCANS` scans. They are read in blocks, three times, and never held together.
     subject : (scan,) Tensor
         Number of each scan's subject; all scans of one are in the same fold.
     mean, components : (voxel,), (latent, voxel) Tensor
@@ -164,15 +166,32 @@ def fit_curve(
     Schölkopf, Smola & Müller 1998, Nonlinear component analysis as a kernel eigenvalue problem.
     doi:10.1162/089976698300017467
     """
-    if len(x) > MAX_SCANS:
-        kept = torch.linspace(0, len(x) - 1, MAX_SCANS).round().long()
-        x, subject = x[kept], subject[kept]
-    deviation = x - mean
-    gram = _gram(deviation)
+    size = max(BLOCK_BYTES // (8 * len(subject)), 1)
+    parts = [slice(start, start + size) for start in range(0, len(mean), size)]
+
+    def deviations() -> Iterator[tuple[slice, Tensor]]:
+        for part in parts:
+            yield part, read(part.start, part.stop).double() - mean[part].double()
+
+    gram = torch.zeros(len(subject), len(subject), dtype=torch.double)
+    for _, block in deviations():
+        gram += block @ block.T
     choice = choose(gram, subject, n_latent=len(components))
     if not choice.is_on:
         return no_curve(*components.shape), choice
-    return _fit(deviation, gram, choice, components=components, inverse_gain=inverse_gain)
+    scores = torch.zeros(len(subject), len(components), dtype=torch.double)
+    for part, block in deviations():
+        scores += block @ components[:, part].T.double()
+    scale, centres, coefficients, weights = _fit(scores, gram, choice, inverse_gain=inverse_gain)
+    # The images are combinations of what the components leave of each scan.
+    images = [weights @ block - (weights @ scores) @ components[:, part].double() for part, block in deviations()]
+    curve = Curve(
+        scale=scale.float(),
+        centres=centres.float(),
+        coefficients=coefficients.float(),
+        images=torch.cat(images, dim=1).float(),
+    )
+    return curve, replace(choice, n_images=len(weights))
 
 
 def choose(gram: Float[Tensor, "scan scan"], subject: Int[Tensor, " scan"], *, n_latent: int) -> CurveChoice:
@@ -215,15 +234,6 @@ def choose(gram: Float[Tensor, "scan scan"], subject: Int[Tensor, " scan"], *, n
     i, j, k = (int(index) for index in torch.unravel_index(torch.tensor(best), gain.shape[:3]))
     error = float(found.std()) / n_subjects**0.5
     return CurveChoice(POWERS[i], WIDTHS[j], RIDGES[k], float(found.mean()), error, 0)
-
-
-def _gram(deviation: Tensor) -> Tensor:
-    # In double precision, a block of voxels at a time: single precision would drown what the components leave.
-    gram = torch.zeros(len(deviation), len(deviation), dtype=torch.double)
-    for start in range(0, deviation.shape[1], GRAM_CHUNK_VOXELS):
-        block = deviation[:, start : start + GRAM_CHUNK_VOXELS].double()
-        gram += block @ block.T
-    return gram
 
 
 def _fold(gram: Tensor, held_out: Tensor, *, n_latent: int) -> _Fold:
@@ -275,9 +285,9 @@ def _kernel(one: Tensor, two: Tensor) -> Tensor:
 
 
 def _fit(
-    deviation: Tensor, gram: Tensor, choice: CurveChoice, *, components: Tensor, inverse_gain: Tensor
-) -> tuple[Curve, CurveChoice]:
-    scores = (deviation @ components.T).double()
+    scores: Tensor, gram: Tensor, choice: CurveChoice, *, inverse_gain: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, centres and coefficients of the curve, and (rank, scan) how its images come from the scans."""
     says = inverse_gain > 0
     scale = torch.zeros_like(scores[0])
     scale[says] = _scale(scores[:, says], power=choice.power, width=choice.width)
@@ -291,9 +301,6 @@ def _fit(
     power, turned = power.flip(0).clamp_min(0.0), turned.flip(1)
     n_images = min(int((power.cumsum(0) < SHARE_KEPT * power.sum()).sum()) + 1, MAX_RANK)
     weights = (smoother @ turned[:, :n_images] / power[:n_images].sqrt()).T
-    images = weights.float() @ deviation - (weights @ scores).float() @ components
     coefficients = vectors / (values + choice.ridge) @ vectors.T @ left @ weights.T
     per_latent = torch.where(says, scale / inverse_gain.double().clamp_min(torch.finfo(torch.float).tiny), 0.0)
-    curve = Curve(scale=per_latent.float(), centres=centres.float(), coefficients=coefficients.float(), images=images)
-    found = CurveChoice(choice.power, choice.width, choice.ridge, choice.gain, choice.standard_error, n_images)
-    return curve, found
+    return per_latent, centres, coefficients, weights

@@ -53,7 +53,7 @@ def squared_error(
     (batch,) Tensor
         One sum per scan.
     """
-    return ((volume - reconstruction) * mask).square().flatten(1).sum(dim=1)
+    return ((reconstruction - volume) * mask).square().flatten(1).sum(dim=1)
 
 
 def optimal_variance(error: Float[Tensor, " batch"], *, n_voxels: int) -> Float[Tensor, ""]:

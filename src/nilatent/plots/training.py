@@ -13,7 +13,7 @@ VARIATIONAL = {
     "kl": "KL, validation (nats per scan)",
     "active_share": "share of active latents",
     "beta_eff": "weight of the KL in force",
-    "shuffle_ratio": "error with latents swapped (ratio)",
+    "shuffle_ratio": "error ratio, latents swapped",
 }
 """Columns of a variational model's history and the titles of their panels."""
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 import nilatent
 from nilatent.finding import Finding
-from nilatent.plots import brain, lrcp, projections, reconstruction, search
+from nilatent.plots import brain, lrcp, projections, reconstruction
+from nilatent.plots import search as search_plot
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
 from nilatent.volumes import Grid, template
@@ -60,10 +61,10 @@ SECTIONS: tuple[FindingSection, ...] = (
     FindingSection(
         "Search of settings",
         "search",
-        search.draw,
+        search_plot.draw,
         "Whether other settings of the model do better than those given, judged on the validation scans alone.",
-        search.COLUMN_NAMES,
-        more={"search-seeds": search.draw_seeds},
+        search_plot.COLUMN_NAMES,
+        more={"search-seeds": search_plot.draw_seeds},
     ),
     FindingSection(
         "Reconstruction",

@@ -328,6 +328,8 @@ def _attempts(run: Run) -> tuple[page.Sheet, ...]:
     tried["change"] = tried["change"].replace("", "as asked for")
     tried["kept"] = ["kept" if number == record["chosen"] else "" for number in tried["number"]]
     caption = "Trainings that were tried: one with a known failure starts again with the change its diagnosis advises."
+    if record.get("by_heart"):
+        caption += f" {record['by_heart']['sentence']}"
     return (page.sheet(tried, caption, names=ATTEMPT_NAMES),)
 
 

@@ -77,7 +77,6 @@ def read_history(place: Path, model_config: ModelConfig) -> pd.DataFrame:
         return pd.DataFrame()
     history = pd.read_csv(path, sep="\t", na_values=["n/a"])
     history["n_values"] = model_config.n_values
-    history["active_share"] = history["n_active"] / model_config.n_values
     return history
 
 

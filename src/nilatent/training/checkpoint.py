@@ -112,14 +112,14 @@ class Progress:
     ----------
     best : dict[str, Tensor]
         Weights of the best epoch.
-    history : tuple[dict[str, int | float], ...]
+    history : tuple[dict[str, Any], ...]
         One row per epoch, the start included.
     past : Tensor, optional
         (draw, latent) queue of the objective, where it has one.
     """
 
     best: dict[str, Tensor]
-    history: tuple[dict[str, int | float], ...]
+    history: tuple[dict[str, Any], ...]
     past: Tensor | None = None
 
     @property

@@ -44,8 +44,8 @@ class TrainConfig:
     input_noise : float
         SD of the noise on the scans that are encoded, in units of their SD about the mean image.
     latent_noise : float
-        SD of the noise on the latents that f sees (the anchor's linear part sees them clean); latents have about unit
-        variance.
+        Only for latent vectors: SD of the noise on the latents that f sees (the anchor's linear part sees them clean), which
+        have about unit variance. The latents of a grid have a width of their own, and no more is added.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     devices, num_nodes : int

@@ -176,8 +176,8 @@ def _look(run: Run, checked: Validation, reference: Reference, chosen: Rows) -> 
     positions = np.asarray(reference.probed)[chosen]
     swapped_positions = partners(len(checked.means))[positions]
     swapped, detail, missed, edges, scans, drawn = [], [], [], [], [], []
-    for start in range(0, len(positions), run.config.batch_size):
-        part = slice(start, start + run.config.batch_size)
+    for start in range(0, len(positions), run.config.piece):
+        part = slice(start, start + run.config.piece)
         rows = run.rows["validation"][positions[part]]
         own, other = (torch.from_numpy(checked.means[at[part]]).to(device) for at in (positions, swapped_positions))
         with exact():
@@ -208,7 +208,7 @@ def _look(run: Run, checked: Validation, reference: Reference, chosen: Rows) -> 
 
 
 def _validated(run: Run, rows: Rows) -> Validation:
-    return validate(run.module, run.volumes, rows, batch_size=run.config.batch_size, conditions=run.told)
+    return validate(run.module, run.volumes, rows, batch_size=run.config.piece, conditions=run.told)
 
 
 def _encoded(run: Run, rows: Rows) -> tuple[Array, Array]:
@@ -216,7 +216,7 @@ def _encoded(run: Run, rows: Rows) -> tuple[Array, Array]:
     found = [
         (posterior.mean.cpu().numpy(), posterior.log_var.cpu().numpy())
         for _, _, _, posterior in posteriors(
-            run.module, run.volumes, rows, batch_size=run.config.batch_size, conditions=run.told
+            run.module, run.volumes, rows, batch_size=run.config.piece, conditions=run.told
         )
     ]
     return np.concatenate([mean for mean, _ in found]), np.concatenate([log_var for _, log_var in found])

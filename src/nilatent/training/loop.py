@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,11 @@ from nilatent.training.checkpoint import (
 )
 from nilatent.training.config import TrainConfig, kl_is_whole, kl_weight, learning_rate
 from nilatent.training.devices import of_all, together
+from nilatent.training.judge import judge
+from nilatent.training.nuisance import NUISANCES
 from nilatent.training.objective import Objective
 from nilatent.training.spatial import critic_is_on
-from nilatent.training.start import Run, sample, set_up
+from nilatent.training.start import Run, set_up
 from nilatent.training.step import MAX_GRADIENT_NORM, Batch, DivergenceError, step
 from nilatent.training.transfer import without_places
 from nilatent.training.validation import Rows, Validation, validate
@@ -62,7 +64,8 @@ def train(
     *,
     scans: pd.DataFrame | None = None,
     preparation: Mapping[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, int | float]], None] | None = None,
+    nuisances: Sequence[str] = NUISANCES,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainedModel:
     """Train a model, or go on where a killed run stopped.
 
@@ -85,6 +88,8 @@ def train(
         Index ``scan_id``: the columns of the cohort that `model_config` names as conditions or as the score to align to.
     preparation : Mapping, optional
         Plain values that say how the scans were made; they are kept with the model.
+    nuisances : Sequence[str]
+        Columns of `scans` that the latents shall not tell of, such as the scanner; one that is absent is passed over.
     on_epoch : callable, optional
         Called with the new row of the history after each epoch, once it is safe on disk; in the first process only.
 
@@ -101,26 +106,44 @@ def train(
     LeakageError
         When a subject is in both parts.
     DivergenceError
-        When the loss stops being finite.
+        When the loss stops being finite. The model at its best epoch so far is in `folder` by then.
     """
-    job = partial(train, volumes, parts, model_config, config, Path(folder), scans=scans, preparation=preparation)
+    job = partial(
+        train,
+        volumes,
+        parts,
+        model_config,
+        config,
+        Path(folder),
+        scans=scans,
+        preparation=preparation,
+        nuisances=nuisances,
+    )
     with together(job, config) as fabric:
-        run = set_up(volumes, parts, model_config, config, Path(folder), scans=scans, fabric=fabric)
+        run = set_up(
+            volumes, parts, model_config, config, Path(folder), scans=scans, nuisances=nuisances, fabric=fabric
+        )
         progress = _begun(run)
+        origin = Origin(volumes, parts, scans, preparation, None if run.source is None else run.source.model.seen)
         epochs = range(progress.epoch + 1, config.n_epochs + 1)
         for epoch in track(epochs, total=config.n_epochs, label="train") if fabric.is_global_zero else epochs:
             if _is_over(config, progress):
                 break
             began = time.perf_counter()
-            loss = _epoch(run, epoch)
+            try:
+                loss = _epoch(run, epoch)
+            except DivergenceError as error:
+                # The weights of the best epoch are sound: they are left as a model, whose verdict says what happened.
+                if fabric.is_global_zero:
+                    _finish(run, progress, origin, stopped=str(error))
+                raise
             progress = _advance(run, progress, train_loss=loss, seconds=time.perf_counter() - began)
             if fabric.is_global_zero:
                 keep(run.folder, run.key, progress, run.learners)
                 if on_epoch is not None:
                     on_epoch(progress.history[-1])
         if fabric.is_global_zero:
-            before = None if run.source is None else run.source.model.seen
-            _finish(run, progress, Origin(volumes, parts, scans, preparation, before))
+            _finish(run, progress, origin)
         fabric.barrier()
     return load_model(run.folder)
 
@@ -167,7 +190,7 @@ def _advance(run: Run, progress: Progress, *, train_loss: float, seconds: float)
     return Progress(best, history, _past(run))
 
 
-def _judged(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> dict[str, int | float]:
+def _judged(run: Run, progress: Progress, *, train_loss: float, seconds: float) -> dict[str, Any]:
     checked = _checked(run, run.rows["validation"])
     row = _row(run, len(progress.history), checked, train_loss=train_loss, seconds=seconds)
     if progress.history:
@@ -195,7 +218,7 @@ def _convincing(run: Run, checked: Validation) -> bool:
     return True
 
 
-def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, int | float]:
+def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, seconds: float) -> dict[str, Any]:
     variational = run.model_config.variational
     return {
         "epoch": epoch,
@@ -213,11 +236,10 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
             conditions=run.told,
         ),
         "kl": float(checked.kl.sum(axis=1).mean()) if variational else math.nan,
-        "n_active": int(diagnostics.active(checked.means, checked.kl).sum()),
         "beta_eff": _effective_beta(run, epoch, checked) if variational else 0.0,
         "learning_rate": learning_rate(run.config, float(epoch)),
         "seconds": round(seconds, 3),
-    }
+    } | judge(run, checked, reference=run.reference, nuisances=run.nuisances).figures
 
 
 def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
@@ -231,21 +253,15 @@ def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
     return beta * config.sigma**2 / max(checked.fit.mse, 1e-30)
 
 
-def _finish(run: Run, progress: Progress, origin: Origin) -> None:
+def _finish(run: Run, progress: Progress, origin: Origin, *, stopped: str = "") -> None:
     for name, parameter in run.module.named_parameters():
         parameter.data.copy_(progress.best[name])
-    checked, trained = _checked(run, run.rows["validation"]), _checked(run, sample(run.rows))
+    checked = _checked(run, run.rows["validation"])
     model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
-    on_training = [diagnostics.fvu(fit, run.train_mean_image) for fit in (trained.fit, run.train_pca)]
-    verdicts = [
-        diagnostics.mean_local_minimum(checked.fit, run.pca, run.mean_image),
-        diagnostics.overfitting(
-            (on_training[0], model), (on_training[1], pca), last=float(progress.history[-1]["validation_fvu"])
-        ),
-    ]
-    if run.model_config.variational:
-        verdicts.append(diagnostics.posterior_collapse(checked.means, checked.kl))
-        verdicts.append(diagnostics.prior_mismatch(trained.means, trained.log_vars))
+    last = float(progress.history[-1]["validation_fvu"])
+    verdicts = judge(
+        run, checked, reference=run.reference, nuisances=run.nuisances, last=last, stopped=stopped, whole=True
+    ).verdicts
     write_history(run.folder, progress)
     used = origin.parts[origin.parts["part"].isin(("train", "validation"))]
     save_model(

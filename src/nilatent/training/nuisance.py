@@ -259,13 +259,12 @@ def _scores(
         mean = (target.sum(axis=0) - y) / (n - 1)
         r2[start : start + chunk] = 1.0 - np.square(error).sum(axis=(1, 2)) / np.square(y - mean).sum(axis=(1, 2))
         if not number:
-            share = target.mean(axis=0)
-            raised = (y - error - mean) / np.sqrt(share * (1.0 - share))
+            drawn = y - error - mean
             # (order, level, target): a rule leans to no level when it decides half-way between a level and the others.
-            centres = np.einsum("ois,oit->ost", y, raised) / target.sum(axis=0)[None, :, None]
+            centres = np.einsum("ois,oit->ost", y, drawn) / target.sum(axis=0)[None, :, None]
             inside = np.einsum("oss->os", centres)
             outside = (centres.sum(axis=1) - inside) / (n_targets - 1)
-            raised -= 0.5 * (inside + outside)[:, None, :]
-            right = np.take_along_axis(y, raised.argmax(axis=2)[:, :, None], axis=2)
+            drawn -= 0.5 * (inside + outside)[:, None, :]
+            right = np.take_along_axis(y, drawn.argmax(axis=2)[:, :, None], axis=2)
             accuracy[start : start + chunk] = ((right * y).sum(axis=1) / target.sum(axis=0)).mean(axis=1)
     return r2, accuracy

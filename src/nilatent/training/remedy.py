@@ -15,6 +15,7 @@ from nilatent.provenance import atomic, write_json
 from nilatent.training.checkpoint import FILES, TrainedModel, load_model
 from nilatent.training.config import TrainConfig
 from nilatent.training.loop import DivergenceError, train
+from nilatent.training.nuisance import NUISANCES
 from nilatent.training.start import set_up
 from nilatent.training.step import Batch, step
 from nilatent.training.validation import validate
@@ -164,12 +165,13 @@ def train_with_remedies(
     *,
     scans: pd.DataFrame | None = None,
     preparation: Mapping[str, Any] | None = None,
+    nuisances: Sequence[str] = NUISANCES,
 ) -> TrainedModel:
     """Train, and as long as the diagnosis finds a failure with a remedy, train again with it, at most three times.
 
     Parameters
     ----------
-    volumes, parts, model_config, config, folder, scans, preparation
+    volumes, parts, model_config, config, folder, scans, preparation, nuisances
         As in :func:`nilatent.training.loop.train`. Every attempt is kept in ``folder/attempts/<number>``, resumes like any
         training, and is listed with its change and its diagnosis in ``folder/attempts.json``. Before a restart for a mean
         local minimum the network is asked to learn eight scans by heart (:func:`overfit_check`), once; what came of it is
@@ -186,7 +188,7 @@ def train_with_remedies(
     NilatentError
         As :func:`nilatent.training.loop.train` does; a divergence only when it stopped the chosen attempt.
     """
-    job = partial(train, volumes, parts, scans=scans, preparation=preparation)
+    job = partial(train, volumes, parts, scans=scans, preparation=preparation, nuisances=nuisances)
     settings: Settings = (model_config, config)
     change, tried = "", set[str]()
     attempts: list[Attempt] = []

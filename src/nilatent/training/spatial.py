@@ -59,7 +59,6 @@ class SpatialObjective(nn.Module):
         self.model_config = model_config
         self.variance = variance
         self.input_noise = config.input_noise
-        self.latent_noise = config.latent_noise
         self.n_voxels = int(model.anchor.mask.sum())
         self.drawn: Tensor | None = None
 
@@ -97,7 +96,7 @@ class SpatialObjective(nn.Module):
         noisy = x + self.input_noise * self.variance**0.5 * _normal(x, generator)
         posterior = self.model.encode(noisy, c)
         z = posterior.sample(generator)
-        drawn = self.model.decode(z + self.latent_noise * _normal(z, generator), c)
+        drawn = self.model.decode(z, c)
         self.drawn = drawn.detach()
         mask, sigma = self.model.anchor.mask, self.model_config.sigma
         error = absolute_error(x, drawn, mask)

@@ -1,6 +1,6 @@
 """Where a training starts: rows, baselines, model, objective and optimiser, the same after an interruption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import LinearStart, Model, ModelConfig, PcaAnchor, SpatialVae, build
@@ -22,14 +22,16 @@ from nilatent.training.conditions import Conditions, aligned_rotation, fit_condi
 from nilatent.training.config import TrainConfig, settled
 from nilatent.training.devices import fabric_of
 from nilatent.training.diagnostics import Fit
+from nilatent.training.nuisance import NUISANCES, present
 from nilatent.training.objective import Objective
+from nilatent.training.reference import Reference, reference
 from nilatent.training.spatial import CRITIC_BETAS, CriticObjective, SpatialObjective
 from nilatent.training.transfer import Source, freeze, part_of, source_of
-from nilatent.training.validation import Rows, Told, baselines, validate
+from nilatent.training.validation import PCA_BATCH, Rows, Told, baselines, validate
 from nilatent.volumes import Volumes, VoxelPca, voxel_pca
 
 # Raised when start.safetensors or resume.safetensors hold something else, so that older ones are not taken up.
-RESUME_VERSION = 5
+RESUME_VERSION = 6
 # Learning rate of the encoder's correction g relative to that of the decoder's f, with a PCA anchor.
 ENCODER_RATE = 0.1
 
@@ -69,6 +71,8 @@ class Run:
     bare_objective: Objective | SpatialObjective
     optimiser: torch.optim.Optimizer
     rival: Rival | None
+    reference: Reference
+    nuisances: pd.DataFrame
 
     @property
     def learners(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
@@ -85,6 +89,7 @@ def set_up(
     folder: Path,
     *,
     scans: pd.DataFrame | None = None,
+    nuisances: Sequence[str] = NUISANCES,
     fabric: Fabric | None = None,
 ) -> Run:
     """Everything a training begins with; parameters and errors as in :func:`nilatent.training.loop.train`.
@@ -136,6 +141,8 @@ def set_up(
         bare_objective=objective,
         optimiser=optimiser,
         rival=_rival(module, model_config, config, fabric),
+        reference=Reference.from_dict(known["reference"]),
+        nuisances=present(scans, [*used["train"], *used["validation"]], nuisances),
     )
 
 
@@ -266,6 +273,7 @@ def _start(
     known |= {name: asdict(found) for name, found in measured.items()}
     known |= {f"train_{name}": asdict(found) for name, found in baselines(pca, volumes, sample(rows)).items()}
     known |= {"variance": variance, "start_errors": errors.tolist()}
+    known["reference"] = asdict(reference(pca, volumes, rows, sample(rows)))
     write_tensors(path, module.state_dict(), known | {"key": key})
     return module, known
 
@@ -293,12 +301,14 @@ def _built(
 def _curve(anchor: PcaAnchor, volumes: Volumes, training: Rows, told: Told) -> tuple[Curve, CurveChoice]:
     """Fit what the components miss, on training scans alone; at even steps among them when they are very many."""
     chosen = training[np.unique(np.linspace(0, len(training) - 1, min(len(training), MAX_SCANS)).round().astype(int))]
-    x = torch.from_numpy(volumes.masked(chosen))
-    if told is not None:
-        x -= torch.from_numpy(told[chosen]) @ anchor.slopes
+
+    def read(first: int, last: int) -> Tensor:
+        x = torch.from_numpy(volumes.block(chosen, first, last))
+        return x if told is None else x - torch.from_numpy(told[chosen]) @ anchor.slopes[:, first:last]
+
     subject = np.unique(volumes.scans["subject_id"].to_numpy()[chosen], return_inverse=True)[1]
     return fit_curve(
-        x,
+        read,
         torch.from_numpy(subject),
         mean=anchor.mean,
         components=anchor.components,
@@ -333,10 +343,12 @@ def _rotation(
     if score is None or model_config.start != "pca":
         return None
     known = training[np.isfinite(score[training])]
-    x = volumes.masked(known)
-    if told is not None:
-        x -= told[known] @ pca.slopes
-    return aligned_rotation(pca.scores(x).astype(np.float64) / pca.sd, score[known])
+    scores = []
+    for start in range(0, len(known), PCA_BATCH):
+        some = known[start : start + PCA_BATCH]
+        x = volumes.masked(some)
+        scores.append(pca.scores(x if told is None else x - told[some] @ pca.slopes))
+    return aligned_rotation(np.concatenate(scores).astype(np.float64) / pca.sd, score[known])
 
 
 def sample(rows: dict[str, Rows]) -> Rows:

@@ -89,7 +89,7 @@ def posteriors(
         yield batch, x, c, posterior
 
 
-def told(conditions: Told, rows: Rows, device: torch.device) -> Float[Tensor, "batch *condition"] | None:
+def told(conditions: Told, rows: Rows, device: torch.device) -> Float[Tensor, "batch ..."] | None:
     """Conditions of some scans, on the device; None for a model that is told none."""
     return None if conditions is None else torch.from_numpy(conditions[rows]).to(device)
 
