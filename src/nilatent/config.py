@@ -56,6 +56,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+# What a spatial_vae takes in place of its preset's: it starts from the mean image and has further to go.
+SPATIAL: dict[str, dict[str, Any]] = {
+    "training": {"n_epochs": 150, "patience": 25, "batch_size": 4, "learning_rate": 3e-3}
+}
 MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what LRCP takes from the study.
@@ -171,15 +175,19 @@ def read_config(
     """
     if preset not in PRESETS:
         raise SettingError(f"There is no preset '{preset}'. Choose one of {', '.join(PRESETS)}.")
-    values: dict[str, Any] = {}
-    _merge(values, PRESETS[preset])
+    asked: dict[str, Any] = {}
     if path is not None:
-        _merge(values, _read_toml(Path(path)))
+        _merge(asked, _read_toml(Path(path)))
     for dotted, value in (overrides or {}).items():
         nested: Any = value
         for key in reversed(dotted.split(".")):
             nested = {key: nested}
-        _merge(values, nested)
+        _merge(asked, nested)
+    values: dict[str, Any] = {}
+    model = asked.get("model")
+    spatial = isinstance(model, dict) and model.get("name") == "spatial_vae"
+    for chosen in (PRESETS[preset], SPATIAL if spatial else {}, asked):
+        _merge(values, chosen)
     config: RunConfig = _build(RunConfig, values, place="")
     if "n_latent" in values.get("model", {}):
         if values.get("n_latent_auto"):

@@ -100,17 +100,17 @@ def follow(out: Path, config: RunConfig, *, until: str) -> Outcome:
     config : RunConfig
         The same settings as those of the first process.
     until : str
-        Must be ``"model"``: all else is the business of one process.
+        Must be ``"model"``: all else, remedies included, is the business of one process.
 
     Raises
     ------
     SettingError
-        For any other stage.
+        For any other stage, and with remedies.
     """
-    if until != "model":
+    if until != "model" or config.remedy:
         raise SettingError(
             "Several processes share the training alone. Run everything on one machine first (`nilatent run`), and start "
-            "`nilatent train OUT` on all of them."
+            "`nilatent train OUT` on all of them, without remedy."
         )
     n_scans, excluded = River(out, config).join()
     return Outcome(out / "report.html", n_scans, excluded)

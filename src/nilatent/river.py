@@ -23,6 +23,7 @@ from nilatent.encode import encode, reconstructions
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import compact, is_grid, read_latents, write_latents
+from nilatent.models import ModelConfig
 from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare

@@ -28,7 +28,9 @@ def kind(model: Mapping[str, Any]) -> str:
 def anchor(begun: str) -> str:
     """What the start means for encoder and decoder."""
     if begun == "pca":
-        curve = " plus, where that predicts left-out training scans, a kernel regression of what they miss on the scores"
+        curve = (
+            " plus, where that predicts left-out training scans, a kernel regression of what they miss on the scores"
+        )
         return (
             f", anchored to their principal components: the decoder is the mean image plus the components{curve} plus a "
             "convolutional network that starts at zero, and likewise the encoder (without the regression)"
