@@ -80,6 +80,13 @@ def encode(
         raise LatentsError(
             f"Scan {absent[0]} has no row in the split. Split the cohort again, or pack without this scan."
         )
+    names = ", ".join(model.model_config.condition)
+    told_words = (
+        f"The model was told {names} of every scan, those of the test part included: the latents hold what is left, and say "
+        "nothing of these columns."
+        if names
+        else ""
+    )
     rows = np.arange(len(scan_ids))
     means: list[npt.NDArray[np.float32]] = []
     log_vars: list[npt.NDArray[np.float32]] = []
@@ -103,7 +110,7 @@ def encode(
         volumes_hash=volumes.content_hash,
         image_scale=list(image_scale(model, mean)) if len(shape) == 1 else None,
         latent_shape=shape,
-        notes={"seen": seen, "caveat": caveat, "supervised": model.model_config.align},
+        notes={"seen": seen, "caveat": caveat, "told": told_words, "supervised": model.model_config.align},
     )
 
 

@@ -16,7 +16,7 @@ PARTS = ("train", "validation", "test")
 COORDINATES = ("scan", "subject", "subject_in_training", "part", "image_scale")
 # What is said of the latents in words, as attributes: who among the scans the model has seen, what to think of when reading
 # them, the column that shaped the first of them on training scans, and of what they are the components.
-NOTES = ("seen", "caveat", "supervised", "compact")
+NOTES = ("seen", "caveat", "told", "supervised", "compact")
 # A spreadsheet is for people and for other programs' tables; neither has use for more columns.
 MAX_COLUMNS = 512
 MAX_SCANS = 2000

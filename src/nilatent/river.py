@@ -243,6 +243,7 @@ class River:
         # The table of scans says what a model is told or pulled to, and what its latents should not know.
         nuisances = tuple(dict.fromkeys(filter(None, (self.config.study.site, *NUISANCES))))
         beside = {"scans": prepared.scans, "preparation": preparation, "nuisances": nuisances}
+        settings["nuisances"] = nuisances
         return model_config, settings | ({"remedy": True} if self.config.remedy else {}), beside
 
     def join(self) -> tuple[int, pd.DataFrame]:
@@ -270,7 +271,7 @@ class River:
             "latents",
             self.out / "latents.provenance.json",
             settings={"preparation": preparation},
-            needs=["model", "volumes", "split"],
+            needs=["model", "volumes", "split", "prepared"],
             fill=fill,
         )
 
@@ -390,7 +391,7 @@ def _recorded(training: TrainConfig) -> TrainConfig:
 
 def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:
     """A finding with what the latents themselves say of how far they can be trusted."""
-    notes = [str(latents.attrs[name]) for name in ("caveat", "seen", "compact") if latents.attrs.get(name)]
+    notes = [str(latents.attrs[name]) for name in ("caveat", "seen", "told", "compact") if latents.attrs.get(name)]
     if latents.attrs.get("supervised"):
         notes.append(
             f"The first latent was pulled to {latents.attrs['supervised']} on training scans, so only scans of subjects that the "

@@ -34,10 +34,17 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
         Names the column or group and the nearest one there is.
     """
     study = config.study
+    model = config.model
     asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
+    asked |= {"model.align": model.align} | {f"model.condition {name}": name for name in model.condition}
     for flag, name in asked.items():
         if name and name not in cohort.scans:
             raise SettingError(f"{flag}: there is no column '{name}'.{nearest(name, list(map(str, cohort.scans)))}")
+    if study.group and study.group in model.condition:
+        raise SettingError(
+            f"model.condition names '{study.group}', the group of the study: latents that were told it cannot be asked about "
+            "it, and would differ between groups of people who do not. Take it out."
+        )
     for name in study.covariates:
         _check_numbers(cohort, name)
     if study.contrast and not study.group:

@@ -271,6 +271,7 @@ def voxel_pca(
     seed: int,
     max_scans: int = PCA_MAX_SCANS,
     conditions: npt.NDArray[np.float32] | None = None,
+    at_most: bool = False,
 ) -> VoxelPca:
     """PCA of voxels through the scan-by-scan Gram matrix.
 
@@ -288,6 +289,8 @@ def voxel_pca(
         Upper limit on the scans used.
     conditions : ndarray, optional
         (scan, condition) for all scans of `volumes`: their linear effect on the voxels is taken out before.
+    at_most : bool
+        Take as many components as the scans can give when they are fewer, as for a mere yardstick.
 
     Returns
     -------
@@ -304,6 +307,8 @@ def voxel_pca(
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_scans, replace=False))
     n_scans = len(rows)
     given = np.zeros((n_scans, 0)) if conditions is None else conditions[rows].astype(np.float64)
+    if at_most:
+        n_components = min(n_components, n_scans - 1 - given.shape[1])
     if not 1 <= n_components < n_scans - given.shape[1]:
         raise SettingError(
             f"PCA of {n_scans} scans has at most {n_scans - 1 - given.shape[1]} components, {n_components} were asked for. "
@@ -323,6 +328,9 @@ def voxel_pca(
     # Only the vectors asked for, and in place: all of them would be most of what a training of many scans needs.
     values, vectors = linalg.eigh(gram, subset_by_index=(n_scans - n_components, n_scans - 1), overwrite_a=True)
     values, vectors = values[::-1], vectors[:, ::-1]
+    if at_most:
+        n_components = max(int((values > 1e-10 * values[0]).sum()), 1)
+        values, vectors = values[:n_components], vectors[:, :n_components]
     if values[-1] <= 1e-10 * max(values[0], np.finfo(float).tiny):
         raise SettingError(
             f"The {n_scans} training scans span fewer than {n_components} dimensions. Lower n_latent, and look for "

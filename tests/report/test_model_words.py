@@ -11,7 +11,7 @@ def said(config: ModelConfig, **training: object) -> str:
     model = asdict(config)
     return (
         model_words.kind(model)
-        + model_words.anchor(model_words.start(model))
+        + model_words.anchor(model_words.start(model), model, training)
         + model_words.objective(model, training)
         + model_words.supervision(model)
     )

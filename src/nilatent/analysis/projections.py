@@ -106,6 +106,8 @@ def projections(
     scans, regions = scans.loc[latents["scan"].values], regions.loc[latents["scan"].values]
     part = latents["part"].values
     train, held_out = np.flatnonzero(part == "train"), np.flatnonzero(part == "test")
+    # Latents that a label made come with unseen scans alone: they are then described by their own components.
+    train = train if len(train) else np.arange(len(part))
     first = first_scans(scans)
     if len(first) < MIN_SUBJECTS or len(train) < 3:
         return not_run(NAME, QUESTION, f"too few: {len(first)} subjects, at least {MIN_SUBJECTS} are needed")

@@ -105,10 +105,10 @@ def reconstruction(
     if features is not None and not features_note:
         raise SettingError("Deep features need a description. Say in features_note which network they come from.")
     train, held_out = np.flatnonzero(part == "train"), np.flatnonzero(part == HELD_OUT)
-    n_components = min(n_latent, len(train) - 1)
-    if n_components < 1 or not len(held_out):
+    if len(train) < 2 or not len(held_out):
         return not_run(NAME, QUESTION, f"too few: {len(train)} training and {len(held_out)} held-out scans")
-    pca, coarse = voxel_pca(volumes, train, n_components, seed=seed), downsampling(volumes.mask, n_latent)
+    pca = voxel_pca(volumes, train, n_latent, seed=seed, at_most=True)
+    n_components, coarse = len(pca.sd), downsampling(volumes.mask, n_latent)
     space = None if features is None else feature_space(volumes, train, pca.mean, features, seed=seed)
     judge = Judge(pca, coarse, space, regions, data_range=data_range, seed=seed)
     measures = measure(volumes, chunks, part == HELD_OUT, judge)

@@ -117,11 +117,11 @@ def mmd(
         value = _off_diagonal(pool, n_latent) + _off_diagonal(prior, n_latent) - 2.0 * to_prior
     # Each draw of the batch against all others held still: twice that has the gradient of E k(z, z').
     others = kernel(z, pool, n_latent=n_latent)
-    others = (others.sum() - others.diagonal().sum()) / (len(z) * (len(pool) - 1))
+    others = (others.sum() - others.diagonal().sum()) / (len(z) * max(len(pool) - 1, 1))
     moving = 2.0 * others - 2.0 * kernel(z, prior, n_latent=n_latent).mean()
     return value + moving - moving.detach()
 
 
 def _off_diagonal(points: Tensor, n_latent: int) -> Tensor:
     values = kernel(points, points, n_latent=n_latent)
-    return (values.sum() - values.diagonal().sum()) / (len(points) * (len(points) - 1))
+    return (values.sum() - values.diagonal().sum()) / (len(points) * max(len(points) - 1, 1))

@@ -109,7 +109,7 @@ def _model(run: Run) -> str:
     if run.history.empty or not model:
         return ""
     begun = model_words.start(model)
-    text = f"{model_words.kind(model)} was trained on the training scans{model_words.anchor(begun)}"
+    text = f"{model_words.kind(model)} was trained on the training scans{model_words.anchor(begun, model, training)}"
     text += _optimiser(training) + model_words.objective(model, training) + model_words.supervision(model)
     if not run.best_epoch and begun == "pca":
         text += f" The epoch kept was 0. {run.result.get('summary', '')}"

@@ -25,14 +25,17 @@ def kind(model: Mapping[str, Any]) -> str:
     return f"{called} with {model.get('n_latent')} latent dimensions"
 
 
-def anchor(begun: str) -> str:
+def anchor(begun: str, model: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What the start means for encoder and decoder."""
+    if training.get("start_from"):
+        return ", starting from a model that was trained on other scans, whose anchor it keeps"
     if begun == "pca":
         curve = (
             " plus, where that predicts left-out training scans, a kernel regression of what they miss on the scores"
         )
+        added = curve if model.get("curve", True) else ""
         return (
-            f", anchored to their principal components: the decoder is the mean image plus the components{curve} plus a "
+            f", anchored to their principal components: the decoder is the mean image plus the components{added} plus a "
             "convolutional network that starts at zero, and likewise the encoder (without the regression)"
         )
     return ", around their mean image" if begun == "mean" else ""
@@ -55,7 +58,7 @@ def objective(model: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     held = terms.get(str(model.get("term", "kl")), "the divergence from the prior")
     text = (
         f" The loss was the negative evidence lower bound under {noise}, summed over voxels, with {held} weighed by "
-        f"{number_text(model.get('beta', 1.0))} (1 is the bound itself)."
+        f"{number_text(model.get('beta', 1.0) * (1.0 - model.get('info_alpha', 0.0)))} (1 is the bound itself)."
     )
     if (model.get("info_alpha", 0.0), model.get("info_lambda", 1.0)) != (0.0, 1.0):
         text += (

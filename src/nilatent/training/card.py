@@ -117,7 +117,7 @@ def _what(facts: Facts) -> str:
             f"{model.latent_channels} maps of {' x '.join([str(model.latent_grid)] * 3)} cells, {model.n_values} values"
         )
     lines = [
-        f"This is {KINDS[model.name]}. It starts from {STARTS[model.start]}.",
+        f"This is {KINDS[model.name]}. It starts from {_start(facts)}.",
         "",
         f"- Latent: {size} per scan",
         f"- Learned weights: {facts.n_learned:,}; numbers taken from the training scans: {facts.n_fixed:,}",
@@ -132,6 +132,16 @@ def _what(facts: Facts) -> str:
             "Its first latent was trained with the labels of that score, and says nothing new of it on training scans.",
         ]
     return "\n".join(lines)
+
+
+def _start(facts: Facts) -> str:
+    other = facts.training.get("start_from")
+    if other:
+        return (
+            f"another model (content hash {escaped(other)}), whose training scans gave its anchor and moved its weights before; "
+            "they are not counted below"
+        )
+    return STARTS[facts.model.start]
 
 
 def _trained_on(facts: Facts) -> str:
@@ -172,7 +182,11 @@ def _rows(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _figures(result: Mapping[str, Any]) -> str:
-    rows = [("This model", result["validation_fvu"]), ("PCA of equal size", result["pca_fvu"]), ("Mean image", 1.0)]
+    rows = [
+        ("This model", result["validation_fvu"]),
+        ("PCA of equal size, or the largest that the training scans allow", result["pca_fvu"]),
+        ("Mean image", 1.0),
+    ]
     lines = ["| | Fraction of variance unexplained, validation scans |", "|---|---|"]
     lines += [f"| {name} | {value:.4f} |" for name, value in rows]
     lines += [

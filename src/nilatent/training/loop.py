@@ -245,7 +245,9 @@ def _row(run: Run, epoch: int, checked: Validation, *, train_loss: float, second
 def _effective_beta(run: Run, epoch: int, checked: Validation) -> float:
     """Weight of the KL relative to a likelihood whose noise is the error that is left."""
     config = run.model_config
-    beta = config.beta * (1.0 - config.info_alpha) * kl_weight(run.config, max(epoch - 1.0, 0.0))
+    # Of a capacity term the target rises and the weight does not.
+    risen = 1.0 if config.term == "capacity" else kl_weight(run.config, max(epoch - 1.0, 0.0))
+    beta = config.beta * (1.0 - config.info_alpha) * risen
     if config.sigma is None:
         return beta
     if config.likelihood == "laplace" or config.name == "spatial_vae":
@@ -285,11 +287,23 @@ def _finish(run: Run, progress: Progress, origin: Origin, *, stopped: str = "") 
     )
 
 
+def _yardstick(run: Run) -> str:
+    fewer = len(run.rows["train"]) <= run.model_config.n_values
+    return "the largest PCA that the training scans allow" if fewer else "PCA of equal size"
+
+
+def _told_words(run: Run) -> str:
+    told = ", ".join(run.model_config.condition)
+    return f"; the model was told {told} of every scan, PCA and the mean image were not" if told else ""
+
+
 def _start_words(run: Run, model: float, pca: float) -> str:
     anchor = run.module.anchor
     if not isinstance(anchor, PcaAnchor):
         return "The untrained start"
     name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
+    if run.model_config.condition:
+        name = f"{name} of what {', '.join(run.model_config.condition)} leave"
     if len(anchor.curve.images) == 0:
         return name
     return (
@@ -305,5 +319,5 @@ def _summary(run: Run, progress: Progress, model: float, pca: float) -> str:
         return f"{_start_words(run, model, pca)}; the network added nothing."
     return (
         f"Best epoch {progress.best_epoch} of {progress.epoch}: fraction of validation variance unexplained {model:.4f}, "
-        f"PCA of equal size {pca:.4f}, mean image 1."
+        f"{_yardstick(run)} {pca:.4f}, mean image 1{_told_words(run)}."
     )

@@ -255,8 +255,9 @@ def _start(
     stored = read_tensors(path, key=key)
     if stored is not None:
         return module_from_state(model_config, stored[0]), stored[1]
-    n_components = min(model_config.n_values, len(rows["train"]) - 1)
-    pca = voxel_pca(volumes, rows["train"], n_components, seed=config.seed)
+    # Where the components are the start there are as many as latents; elsewhere they are the yardstick alone.
+    yardstick = model_config.start != "pca" or source is not None
+    pca = voxel_pca(volumes, rows["train"], model_config.n_values, seed=config.seed, at_most=yardstick)
     module = (
         _built(pca, volumes, rows["train"], told, score, model_config, seed=config.seed)
         if source is None
@@ -320,9 +321,8 @@ def _given(
     volumes: Volumes, training: Rows, told: npt.NDArray[np.float32], model_config: ModelConfig, *, seed: int
 ) -> VoxelPca:
     """PCA of what the conditions leave; its components are wanted by one kind of start only."""
-    most = len(training) - 1 - told.shape[1]
-    n_components = model_config.n_values if model_config.start == "pca" else min(model_config.n_values, most)
-    return voxel_pca(volumes, training, n_components, seed=seed, conditions=told)
+    n_components, yardstick = model_config.n_values, model_config.start != "pca"
+    return voxel_pca(volumes, training, n_components, seed=seed, conditions=told, at_most=yardstick)
 
 
 def linear_start(pca: VoxelPca, *, rotation: npt.NDArray[np.float64] | None = None) -> LinearStart:

@@ -133,21 +133,26 @@ def _check_settings(source: Source, asked: ModelConfig) -> None:
 
 
 def _check_subjects(source: Source, volumes: Volumes, parts: pd.DataFrame) -> None:
-    moved = source.model.seen.only("train")
-    judges = parts.index[parts["part"] == "validation"]
+    # Who moved the weights may not choose the epoch; who did either may not be held out.
+    before = {"validation": source.model.seen.only("train"), "test": source.model.seen}
+    judges = parts.index[parts["part"].isin(before) & parts.index.isin(volumes.scans.index)]
     rows = volumes.rows(list(judges))
     known = sorted(
         {
             subject
-            for row, subject, dataset in zip(
-                rows, parts.loc[judges, "subject_id"].astype(str), volumes.scans.loc[judges, "dataset"], strict=True
+            for row, part, subject, dataset in zip(
+                rows,
+                parts.loc[judges, "part"],
+                parts.loc[judges, "subject_id"].astype(str),
+                volumes.scans.loc[judges, "dataset"],
+                strict=True,
             )
-            if moved.knows_subject(subject, str(dataset)) or moved.knows_scan(volumes.data[row])
+            if before[part].knows_subject(subject, str(dataset)) or before[part].knows_scan(volumes.data[row])
         }
     )
     if known:
         raise LeakageError(
-            f"{len(known)} subjects of the validation part moved the weights of the model in {source.place}: "
+            f"{len(known)} subjects of the validation or test part are known to the model in {source.place}: "
             f"{', '.join(known[:5])}. They would find the start better than it is. Use the split that model was trained with; "
             "people of another study who only bear the same names need names of their own."
         )
