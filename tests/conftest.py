@@ -1,5 +1,12 @@
+import os
+
 import numpy as np
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: with threads of their own, each waits at every small product for the others.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

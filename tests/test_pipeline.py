@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from nilatent.analysis.regional import read_regions
-from nilatent.cohort import Cohort
+from nilatent.cohort import Cohort, write_cohort
 from nilatent.config import read_config
 from nilatent.errors import SettingError
 from nilatent.pipeline import check_names
@@ -32,10 +32,14 @@ def test_remedies_are_taken_only_when_asked_for(tmp_path, rng):
     volumes = volumes_in_memory(rng.random((24, *grid.shape)), mask=mask, grid=grid, scans=scans)
     parts = scans.assign(part=["train"] * 14 + ["validation"] * 5 + ["test"] * 5)
     asked = {"model.n_latent": 2, "model.channels": [4, 8], "training.n_epochs": 1}
+    table = scans.assign(
+        session_id="", source_id=scans["subject_id"], path=scans.index + "_GM.nii.gz", sha256="", recipe="gm"
+    )
     for remedy in (False, True, False):
         river = River(tmp_path / "run", read_config(overrides=asked | ({"remedy": True} if remedy else {})))
-        river.hashes |= {"volumes": "some", "split": "some"}
-        river.model(volumes, parts)
+        river.hashes |= {"volumes": "some", "split": "some", "prepared": "some"}
+        write_cohort(Cohort(table), river.out / "cohort")
+        river.model(Cohort(table), volumes, parts)
         assert (river.out / "model" / "attempts.json").is_file() == remedy
         assert (river.out / "model" / "weights.safetensors").is_file()
 

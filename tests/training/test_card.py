@@ -63,7 +63,7 @@ def lines(facts: Facts) -> list[str]:
         "| recipe fwhm_mm | 8.0 |",
         "| made | gm, t1 |",
         "| This model | 0.4123 |",
-        "| PCA of equal size | 0.5123 |",
+        "| PCA of equal size, or the largest that the training scans allow | 0.5123 |",
         "| Mean image | 1.0000 |",
         "- posterior collapse: found. 2 of 8 <b>active</b>.",
         "Best epoch 3 of 9.",

@@ -84,7 +84,7 @@ def test_learning_noise_by_heart_is_seen(curved: Cohort, tmp_path: Path, rng: np
 
 def test_a_good_run_is_called_nothing(curved: Cohort, tmp_path: Path) -> None:
     trained = train(*curved, SMALL_VAE, TrainConfig(n_epochs=4), tmp_path)
-    assert set(verdicts(trained)) == {"mean local minimum", "over-fitting", "posterior collapse", "prior mismatch"}
+    assert {"mean local minimum", "over-fitting", "posterior collapse", "prior mismatch"} < set(verdicts(trained))
     assert "found" not in verdicts(trained).values()
 
 

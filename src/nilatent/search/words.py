@@ -102,7 +102,8 @@ def _by_seed(seeds: pd.DataFrame, measure: Measure) -> str:
 def _judged(found: Difference, measure: Measure) -> str:
     if found.n_seeds < 2:
         return "too few seeds went well with both to compare them"
-    if found.low == found.high:
+    # Equal but for rounding: the start is the same with every seed.
+    if abs(found.high - found.low) <= 1e-6 * abs(found.mean):
         return f"the difference is {number(found.mean)} with every seed, so only other scans could tell it from chance"
     told = f"the paired difference is {number(found.mean)} (95 % interval {number(found.low)} to {number(found.high)})"
     if found.better(measure):
