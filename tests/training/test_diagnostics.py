@@ -108,6 +108,9 @@ def test_overfitting_after_the_kept_epoch_was_stopped() -> None:
     assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.79).state == "absent"
     assert overfitting((0.5, 0.7), (0.5, 0.7), last=0.81).state == "stopped"
     assert overfitting((0.2, 0.75), (0.5, 0.7), last=0.9).state == "found"
+    # The same gap costs nothing where validation scans are explained as well as by PCA.
+    assert overfitting((0.2, 0.7), (0.5, 0.7), last=0.7).state == "noted"
+    assert overfitting((0.2, 0.7), (0.5, 0.7), last=0.7, copies=(0.9, 0.1)).state == "found"
 
 
 @pytest.mark.parametrize(

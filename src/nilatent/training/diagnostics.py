@@ -262,6 +262,7 @@ def overfitting(
     Verdict
         Found when the gap is wider than PCA's by more than a tenth of the variance (and the model is better than the mean
         image on training scans), or when half of the validation scans are drawn as copies, and a quarter more than by PCA;
+        noted when such a gap costs nothing, validation scans being explained at least as well as by PCA;
         stopped when the kept weights are sound and later epochs lost more than a tenth of the variance on validation scans.
     """
     gap, usual = model[1] - model[0], pca[1] - pca[0]
@@ -277,7 +278,11 @@ def overfitting(
             f"{100 * copies[1]:.0f} % by PCA"
         )
     # Worse than the mean image on its own training scans: whatever the gap, nothing was learned by heart.
-    if (gap > usual + MAX_EXTRA_GAP and model[0] < 1.0) or copied:
+    wide = gap > usual + MAX_EXTRA_GAP and model[0] < 1.0
+    if wide and not copied and model[1] <= pca[1]:
+        noted = "The model knows the training scans better than PCA does and loses nothing by it on validation scans"
+        return Verdict("over-fitting", "noted", f"{noted}: {told}. Figures of training scans flatter it.")
+    if wide or copied:
         return Verdict("over-fitting", "found", f"Over-fitting: {told}. Try, in this order: {OVERFITTING_REMEDIES}.")
     if last > model[1] + MAX_EXTRA_GAP:
         stopped = f"Over-fitting was stopped: it rose to {last:.3f} on validation scans after the epoch that was kept"
