@@ -83,7 +83,11 @@ def reference(pca: VoxelPca, volumes: Volumes, rows: dict[str, Rows], sampled: R
     x = volumes.masked(validation[positions])
     drawn = pca.reconstruct(x)
     swapped = pca.reconstruct(volumes.masked(validation[partners(len(validation))[positions]]))
-    training = [(scans, pca.reconstruct(scans)) for scans in chunks(volumes, sampled)]
+    by_mean: tuple[float, ...] = ()
+    by_pca: tuple[float, ...] = ()
+    for scans in chunks(volumes, sampled):
+        by_mean += errors(scans, np.broadcast_to(pca.mean, scans.shape))
+        by_pca += errors(scans, pca.reconstruct(scans))
     return Reference(
         probed=tuple(int(position) for position in positions),
         detail=_each(high_frequency_energy, mask, x),
@@ -93,8 +97,8 @@ def reference(pca: VoxelPca, volumes: Volumes, rows: dict[str, Rows], sampled: R
         pca_errors=errors(x, drawn),
         pca_swapped_errors=errors(x, swapped),
         pca_copies=copies(x, drawn, volumes, rows["train"]),
-        training_errors=sum((errors(scans, np.broadcast_to(pca.mean, scans.shape)) for scans, _ in training), ()),
-        training_pca_errors=sum((errors(scans, made) for scans, made in training), ()),
+        training_errors=by_mean,
+        training_pca_errors=by_pca,
     )
 
 
