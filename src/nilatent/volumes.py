@@ -40,7 +40,7 @@ HASHED = {"volumes": "volumes.npy", "mask": "mask.nii.gz", "scans": "scans.tsv"}
 PCA_MAX_SCANS = 1000
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FLOAT16_SMALLEST = float(np.finfo(np.float16).smallest_normal)
-PCA_BLOCK_BYTES = 16 * 2**20
+PCA_BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ N_STANDARD_ERRORS = 3.0
 MAX_SCANS = 1000
 # The fitted images are kept to this share of their variance, and to so many.
 SHARE_KEPT, MAX_RANK = 0.999, 64
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 
 
 class Curve(nn.Module):
