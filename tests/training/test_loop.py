@@ -311,6 +311,12 @@ def test_no_epoch_is_chosen_while_the_kl_still_rises(curved: Cohort, tmp_path: P
     np.testing.assert_allclose(history["beta_eff"].iloc[1:5], [0, 1 / 3, 2 / 3, 1])
 
 
+def test_of_a_capacity_term_the_target_rises_and_the_weight_does_not(curved: Cohort, tmp_path: Path) -> None:
+    model = ModelConfig(name="vae", n_latent=3, channels=(4, 4), beta=2.0, term="capacity", capacity=5.0)
+    trained = train(*curved, model, TrainConfig(n_epochs=4, kl_warmup_epochs=4.0), tmp_path)
+    np.testing.assert_allclose(trained.history["beta_eff"].iloc[1:], 2.0)
+
+
 def test_a_run_with_a_queue_goes_on_to_the_same_bytes(
     curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

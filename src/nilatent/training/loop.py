@@ -303,7 +303,7 @@ def _start_words(run: Run, model: float, pca: float) -> str:
         return "The untrained start"
     name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
     if run.model_config.condition:
-        name = f"{name} of what {', '.join(run.model_config.condition)} leave"
+        name = f"{name} of what is left beside {', '.join(run.model_config.condition)}"
     if len(anchor.curve.images) == 0:
         return name
     return (
