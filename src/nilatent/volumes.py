@@ -254,13 +254,21 @@ class VoxelPca:
     residual_variance: float
     slopes: npt.NDArray[np.float32]
 
-    def scores(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Scores (scan, component) of masked scans (scan, voxel)."""
-        return np.asarray((x - self.mean) @ self.components.T, dtype=np.float32)
+    def expected(self, conditions: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+        """Mean image, (voxel,), or of scans with these conditions (scan, condition) the mean of their like, (scan, voxel)."""
+        return self.mean if conditions is None else np.asarray(self.mean + conditions @ self.slopes, dtype=np.float32)
 
-    def reconstruct(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Masked scans (scan, voxel) as the components see them."""
-        return np.asarray(self.mean + self.scores(x) @ self.components, dtype=np.float32)
+    def scores(
+        self, x: npt.NDArray[np.float32], conditions: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Scores (scan, component) of masked scans (scan, voxel), beyond their conditions where these are told."""
+        return np.asarray((x - self.expected(conditions)) @ self.components.T, dtype=np.float32)
+
+    def reconstruct(
+        self, x: npt.NDArray[np.float32], conditions: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Masked scans (scan, voxel) as the components see them, and as their conditions have them expected."""
+        return np.asarray(self.expected(conditions) + self.scores(x, conditions) @ self.components, dtype=np.float32)
 
 
 def voxel_pca(

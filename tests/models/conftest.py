@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nilatent.models import LinearStart, Model, ModelConfig, build
+from nilatent.models import LinearStart, LocalStart, Model, ModelConfig, build
 
 SHAPE = (15, 17, 13)
 
@@ -31,7 +31,8 @@ def make(pca: dict[str, torch.Tensor | float]) -> Callable[..., Model]:
 
     def made(name: str, anchor: str, *, shaken: bool = False) -> Model:
         torch.manual_seed(0)
-        start = LinearStart(**{part: value for part, value in pca.items() if part != "mask"})
+        local = LocalStart(0.1 * pca["components"][:2], torch.full((2, 27), 3.0), residual_variance=0.01)
+        start = LinearStart(**{part: value for part, value in pca.items() if part != "mask"}, local=local)
         size = {"latent_grid": 3, "latent_channels": 2} if name == "spatial_vae" else {"n_latent": 3}
         config = ModelConfig(name=name, channels=(4, 8, 8), anchor=anchor, **size)
         model = build(config, mask=pca["mask"], start=start)

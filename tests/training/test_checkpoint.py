@@ -200,9 +200,15 @@ def test_settings_that_are_not_those_of_the_weights_are_refused_before_memory_is
 def test_a_grid_too_large_for_the_memory_is_refused(trained: TrainedModel, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "config.toml").write_text(
-        tomli_w.dumps({"format_version": 2, "training": {}, "model": {"name": "spatial_vae", "latent_grid": 10**4}})
+        tomli_w.dumps(
+            {
+                "format_version": 2,
+                "training": {},
+                "model": {"name": "spatial_vae", "latent_grid": 10**4, "latent_channels": 2},
+            }
+        )
     )
-    with pytest.raises(ModelError, match=r"anchor\.log_var has shape \(2,\).*\(4000000000000,\)"):
+    with pytest.raises(ModelError, match=r"anchor\.log_var has shape \(2,\).*\(2000000000000,\)"):
         load_model(folder)
 
 

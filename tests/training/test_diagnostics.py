@@ -60,6 +60,14 @@ def test_the_mean_local_minimum_is_judged_by_what_is_attainable(model: Fit, pca:
     assert mean_local_minimum(model, pca, MEAN_IMAGE).state == state
 
 
+def test_a_model_that_draws_conditions_alone_is_in_the_mean_local_minimum() -> None:
+    good = Fit(0.5, 0.5, 0.5)
+    assert mean_local_minimum(good, PCA, MEAN_IMAGE, swap=Swap(model=1.9, pca=2.0)).state == "absent"
+    found = mean_local_minimum(good, PCA, MEAN_IMAGE, swap=Swap(model=1.001, pca=2.0))
+    assert found.state == "found"
+    assert "1.001 times" in found.sentence
+
+
 def test_a_verdict_says_the_numbers_and_what_to_do() -> None:
     said = mean_local_minimum(Fit(0.95, 0.01, 1.0), PCA, MEAN_IMAGE).sentence
     assert "5.0 %" in said

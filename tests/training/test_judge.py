@@ -115,3 +115,30 @@ def test_the_latents_of_all_scans_in_use_are_asked_for_the_scanner(
     assert found.figures["nuisance_r2"] > 0.5
     # Nine validation scans are too few to go by, so an epoch alone says nothing.
     assert np.isnan(judged(run, known, whole=False, scans=scans).figures["nuisance_r2"])
+
+
+def test_pca_is_told_what_the_model_is_told(curved: Cohort, tmp_path: Path, rng: np.random.Generator) -> None:
+    volumes, parts = curved
+    age = pd.DataFrame({"age": rng.standard_normal(60)}, index=parts.index)
+    field = 0.3 * np.linspace(-1, 1, 17)[:, None]
+    array = np.asarray(volumes.data, dtype=np.float32) + age["age"].to_numpy()[:, None, None, None] * field
+    aged = Volumes(array.astype(np.float32), volumes.mask, volumes.grid, volumes.scans, "aged")
+    model = ModelConfig(n_latent=2, channels=(4, 8, 8), curve=False)
+    told = set_up(aged, parts, dataclasses.replace(model, condition=("age",)), TrainConfig(), tmp_path, scans=age)
+    blind = set_up(aged, parts, model, TrainConfig(), tmp_path / "blind", scans=age)
+    # The yardstick is the start of the model that is told the same; the mean image is the same for both.
+    assert told.start_errors.mean() == pytest.approx(told.pca.mse, rel=1e-4)
+    assert told.pca.mse < 0.8 * blind.pca.mse
+    assert told.mean_image.mse == pytest.approx(blind.mean_image.mse, rel=1e-4)
+    found = judge(
+        told,
+        validate(told.module, aged, told.rows["validation"], batch_size=4, conditions=told.told),
+        reference=told.reference,
+        nuisances=present(None, []),
+    )
+    assert found.figures["attainable_share"] == pytest.approx(1.0, abs=1e-3)
+    chosen = list(probed(len(told.reference.probed), most=4))
+    swapped, own = (
+        np.array(getattr(told.reference, name))[chosen].mean() for name in ("pca_swapped_errors", "pca_errors")
+    )
+    assert found.figures["shuffle_ratio"] == pytest.approx(swapped / own, rel=1e-3)

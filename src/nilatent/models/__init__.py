@@ -5,13 +5,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nilatent.errors import SettingError
-from nilatent.models.anchor import LinearStart, NoAnchor, PcaAnchor
+from nilatent.models.anchor import LinearStart, LocalAnchor, LocalStart, NoAnchor, PcaAnchor
 from nilatent.models.autoencoder import Autoencoder
 from nilatent.models.blocks import Posterior
 from nilatent.models.config import ANCHORS, ModelConfig
 from nilatent.models.curve import no_curve
 from nilatent.models.losses import VARIANCE_FLOOR
-from nilatent.models.spatial_vae import SpatialVae
+from nilatent.models.spatial_vae import SpatialVae, cell_of_voxels
 from nilatent.models.vae import Vae
 
 Model = Autoencoder | Vae | SpatialVae
@@ -26,6 +26,8 @@ __all__ = [
     "MODELS",
     "Autoencoder",
     "LinearStart",
+    "LocalAnchor",
+    "LocalStart",
     "Model",
     "ModelConfig",
     "NoAnchor",
@@ -60,7 +62,8 @@ def build(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], start: LinearStar
     if config.name == "spatial_vae":
         if isinstance(anchor, PcaAnchor):
             raise SettingError(
-                "A spatial_vae starts from the mean image or from nothing, not from principal components."
+                "A spatial_vae starts from components of blocks, from the mean image or from nothing, not from components of "
+                "whole scans."
             )
         return SpatialVae(
             anchor=anchor,
@@ -81,6 +84,9 @@ def build(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], start: LinearStar
 
 
 def _anchor(config: ModelConfig, *, mask: Bool[Tensor, "x y z"], start: LinearStart) -> NoAnchor | PcaAnchor:
+    if config.start == "local":
+        cell = cell_of_voxels(mask, config.latent_grid)
+        return LocalAnchor(mask=mask, start=start, cell=cell, beta=config.beta)
     if config.start != "pca":
         return NoAnchor(mask=mask, start=start, n_latent=config.n_values, around_mean_image=config.start == "mean")
     n_latent, n_voxels = start.components.shape
@@ -105,4 +111,10 @@ def empty_start(
         residual_variance=0.0,
         slopes=torch.zeros(n_condition, n_voxels),
         curve=no_curve(n_components, n_voxels, n_centres=n_centres, n_images=n_images),
+        local=_empty_local(config, n_voxels) if config.start == "local" else None,
     )
+
+
+def _empty_local(config: ModelConfig, n_voxels: int) -> LocalStart:
+    n_channels, n_cells = config.latent_channels, config.latent_grid**3
+    return LocalStart(torch.zeros(n_channels, n_voxels), torch.ones(n_channels, n_cells), residual_variance=0.0)

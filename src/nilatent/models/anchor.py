@@ -1,13 +1,36 @@
-"""Where a model starts from: nothing, the mean image, or the principal components of the training scans."""
+"""Where a model starts from: nothing, the mean image, or principal components of the training scans, whole or by block."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nilatent.models.curve import Curve, no_curve
+
+MIN_LOG_VAR = -12.0
+"""Of the posteriors of a local start whose components leave next to nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalStart:
+    """Principal components of the training scans, block by block: each block of voxels has some of its own.
+
+    Parameters
+    ----------
+    components : (channel, voxel) Tensor
+        In every voxel the weights of the components of its block: rows of length 1 over the voxels of a block, or zero where
+        a block has fewer components.
+    sd : (channel, cell) Tensor
+        SD of the scores of every block; zero where there is no component.
+    residual_variance : float
+        Mean variance per voxel that all these components leave.
+    """
+
+    components: Float[Tensor, "channel voxel"]
+    sd: Float[Tensor, "channel cell"]
+    residual_variance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +53,8 @@ class LinearStart:
         Orthogonal: latents are this times the whitened scores. Left out: the identity.
     curve : Curve, optional
         What the components miss, as a function of the whitened scores. Left out: nothing.
+    local : LocalStart, optional
+        Principal components of the blocks under the cells of a latent grid.
     """
 
     mean: Float[Tensor, " voxel"]
@@ -39,6 +64,7 @@ class LinearStart:
     slopes: Float[Tensor, "condition voxel"]
     rotation: Float[Tensor, "latent latent"] | None = None
     curve: Curve | None = None
+    local: LocalStart | None = None
 
     @property
     def variance(self) -> float:
@@ -111,6 +137,72 @@ class NoAnchor(nn.Module):
             return centre
         with torch.autocast(c.device.type, enabled=False):
             return centre + painted(c.float() @ self.slopes, self.index, self.mask)
+
+
+class LocalAnchor(NoAnchor):
+    """The mean image, and principal components of every block of voxels as the fixed, linear part of a latent grid.
+
+    Each cell of the latent grid stands for the block of voxels under it, and its values are the scores of that block alone:
+    what :class:`PcaAnchor` is for a vector, with blocks for scans. Blocks know nothing of one another, so edges between
+    them are the network's to mend. The noise variance s2 is that of what the components leave, times `beta`, the weight of
+    the KL: a component with less variance is worth less than it costs, and its values are the prior.
+
+    Parameters
+    ----------
+    mask : (x, y, z) Tensor
+        True inside.
+    start : LinearStart
+        Mean image, slopes and `local`.
+    cell : (voxel,) Tensor
+        Cell of every voxel inside the mask.
+    beta : float
+        Weight of the KL.
+    """
+
+    def __init__(
+        self, *, mask: Bool[Tensor, "x y z"], start: LinearStart, cell: Int[Tensor, " voxel"], beta: float
+    ) -> None:
+        local = start.local
+        if local is None:
+            raise ValueError("A local anchor needs the components of the blocks, and the start holds none.")
+        super().__init__(mask=mask, start=start, n_latent=local.sd.numel(), around_mean_image=True)
+        self.components: Tensor
+        self.gain: Tensor
+        self.inverse_gain: Tensor
+        self.cell: Tensor
+        self.register_buffer("cell", cell, persistent=False)
+        self.register_buffer("components", local.components)
+        n_voxels, n_components = len(start.mean), int((local.sd > 0).sum())
+        noise = beta * local.residual_variance * n_voxels / max(n_voxels - n_components, 1)
+        eigenvalue = local.sd.double().square().clamp_min(torch.finfo(torch.float32).tiny)
+        gain = (eigenvalue - noise).clamp_min(0.0).sqrt()
+        self.register_buffer("gain", gain.float())
+        self.register_buffer("inverse_gain", (gain / eigenvalue).float())
+        # Exact posteriors are narrower than the prior by the share of the variance that is noise; none is a point.
+        self.log_var = (noise / eigenvalue).clamp(math.exp(MIN_LOG_VAR), 1.0).log().float().flatten()
+
+    def project(
+        self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch latent"]:
+        """Scores of every block on its components, scaled to latents: flat, channels first; always in single precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            deviation = (x - self._centre(len(x), c)).flatten(1)[:, self.index].float()
+            n_channels, n_cells = self.gain.shape
+            scores = deviation.new_zeros(len(x), n_channels, n_cells)
+            for channel in range(n_channels):
+                scores[:, channel].index_add_(1, self.cell, deviation * self.components[channel])
+            return (scores * self.inverse_gain).flatten(1)
+
+    def reconstruct(
+        self, z: Float[Tensor, "batch latent"], c: Float[Tensor, "batch condition"] | None = None
+    ) -> Float[Tensor, "batch 1 x y z"]:
+        """Add the weighted components of every block to the mean image, zero outside the mask; in single precision."""
+        with torch.autocast(z.device.type, enabled=False):
+            weights = z.float().reshape(-1, *self.gain.shape) * self.gain
+            drawn = torch.zeros(len(z), len(self.cell), device=z.device)
+            for channel, component in enumerate(self.components):
+                drawn = drawn + weights[:, channel, self.cell] * component
+            return self._centre(len(z), c) * self.mask + painted(drawn, self.index, self.mask)
 
 
 class PcaAnchor(nn.Module):

@@ -6,7 +6,7 @@ from nilatent.errors import SettingError
 from nilatent.models.blocks import CHANNELS_PER_GROUP
 
 NAMES = ("autoencoder", "vae", "spatial_vae")
-ANCHORS = ("auto", "pca", "mean", "none")
+ANCHORS = ("auto", "pca", "local", "mean", "none")
 LIKELIHOODS = ("gaussian", "laplace", "voxel")
 TERMS = ("kl", "tc", "free-bits", "capacity")
 # Which models a setting concerns; one that is set for another model would be ignored, and is refused.
@@ -45,8 +45,9 @@ class ModelConfig:
         Channels per level, multiples of four; every level halves the grid.
     anchor : str
         ``"pca"``: the model starts as the principal components of the training scans and learns what they miss.
-        ``"mean"``: it starts as their mean image. ``"none"``: the network starts from nothing. ``"auto"``: PCA for a latent
-        vector, the mean image for a latent grid.
+        ``"local"``: for a latent grid, as the principal components of each block of voxels under a cell. ``"mean"``: it
+        starts as their mean image. ``"none"``: the network starts from nothing. ``"auto"``: PCA for a latent vector, local
+        PCA for a latent grid.
     curve : bool
         Whether a start at principal components may add what they miss as a smooth function of the scores, where that
         predicts training scans it was not fitted on.
@@ -141,8 +142,13 @@ class ModelConfig:
                 f"model.curve is false and model.anchor '{self.anchor}'; only a start at "
                 "principal components has one. Leave it out."
             )
-        if self.name == "spatial_vae" and self.anchor == "pca":
-            raise SettingError("model.anchor is 'pca', which has no latent grid. A spatial_vae takes 'mean' or 'none'.")
+        if (self.anchor == "pca" and self.name == "spatial_vae") or (
+            self.anchor == "local" and self.name != "spatial_vae"
+        ):
+            raise SettingError(
+                f"model.anchor is '{self.anchor}' and model.name '{self.name}'. Whole-brain components are those of a latent "
+                "vector ('pca'), components of blocks those of a spatial_vae ('local'); either takes 'mean' or 'none'."
+            )
         if len(self.channels) < 2 or any(width < 1 or width % CHANNELS_PER_GROUP for width in self.channels):
             raise SettingError(
                 f"model.channels is {self.channels}; give at least two levels, each a multiple of {CHANNELS_PER_GROUP}."
@@ -188,9 +194,9 @@ class ModelConfig:
 
     @property
     def start(self) -> str:
-        """The anchor that is meant: ``"pca"``, ``"mean"`` or ``"none"``."""
+        """The anchor that is meant: ``"pca"``, ``"local"``, ``"mean"`` or ``"none"``."""
         if self.anchor == "auto":
-            return "mean" if self.name == "spatial_vae" else "pca"
+            return "local" if self.name == "spatial_vae" else "pca"
         return self.anchor
 
     @property

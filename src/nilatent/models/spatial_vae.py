@@ -5,12 +5,12 @@ from itertools import pairwise
 from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nilatent.models.anchor import NoAnchor
+from nilatent.models.anchor import LocalAnchor, NoAnchor
 from nilatent.models.autoencoder import start_at_zero
 from nilatent.models.blocks import CHANNELS_PER_GROUP, Posterior, crop
 from nilatent.models.layers import NormSilu
@@ -271,14 +271,15 @@ class GridMirror(nn.Module):
 class SpatialVae(nn.Module):
     """Variational autoencoder with a latent of `latent_channels` maps on a grid, and a residual network around it.
 
-    The network works on the deviation from the anchor's centre and adds to that centre: around the mean image it starts
-    as the mean image. The volume is filled up at the end of each axis until the latent grid covers it. Cells without
-    a voxel of the mask are the prior itself, in every scan, and the decoder does not see them.
+    The network works on the deviation from the anchor's centre and adds to what the anchor draws: around the mean image it
+    starts as the mean image, around components of blocks as those. The volume is filled up at the end of each axis until the
+    latent grid covers it. Cells without a voxel of the mask are the prior itself, in every scan, and the decoder does not
+    see them.
 
     Parameters
     ----------
-    anchor : NoAnchor
-        Mask, centre and scale of the volumes.
+    anchor : NoAnchor or LocalAnchor
+        Mask, centre and scale of the volumes, and what the grid's cells are before the first step.
     channels : tuple
         Channels of the levels, the first after the first halving; the last one goes on for all deeper levels.
     grid : int
@@ -324,6 +325,9 @@ class SpatialVae(nn.Module):
             self.log_var_head.weight.mul_(0.1)
             if self.log_var_head.bias is not None:
                 self.log_var_head.bias.fill_(START_LOG_VAR)
+        if isinstance(anchor, LocalAnchor):
+            start_at_zero(self.mean_head)
+            start_at_zero(self.log_var_head)
         if anchor.centre.ndim > 0:
             start_at_zero(self.mirror.last)
 
@@ -336,8 +340,8 @@ class SpatialVae(nn.Module):
         """Encode each scan as its posterior, flat; deterministic, one scan at a time."""
         self._check(c)
         features = self.trunk(self.anchor.standardise(x, c), c, checkpointing=self.checkpointing)
-        mean = self._flat(self.mean_head(features).float())
-        log_var = self._flat(self.log_var_head(features).float())
+        mean = self.anchor.project(x, c) + self._flat(self.mean_head(features).float())
+        log_var = self.anchor.log_var + self._flat(self.log_var_head(features).float())
         return Posterior(mean=mean, log_var=log_var.clamp(*LOG_VAR_RANGE))
 
     def decode(
@@ -376,6 +380,20 @@ def covered(mask: Float[Tensor, "x y z"], grid: int) -> Float[Tensor, "a b c"]:
     missing = [grid * step - side for side, step in zip(shape, by, strict=True)]
     filled = functional.pad(mask, (0, missing[2], 0, missing[1], 0, missing[0]))
     return filled.reshape(grid, by[0], grid, by[1], grid, by[2]).amax(dim=(1, 3, 5))
+
+
+def cell_of_voxels(mask: Bool[Tensor, "x y z"], grid: int) -> Int[Tensor, " voxel"]:
+    """Cell of a latent grid that each voxel inside the mask lies under, the last axis fastest in both.
+
+    Examples
+    --------
+    >>> cell_of_voxels(torch.ones(4, 2, 2, dtype=torch.bool), 2).tolist()
+    [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
+    """
+    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    by = [prod(steps) for steps in zip((1, 1, 1), *strides(shape, grid), strict=True)]
+    cells = mask.nonzero() // mask.new_tensor(by, dtype=torch.long)
+    return (cells[:, 0] * grid + cells[:, 1]) * grid + cells[:, 2]
 
 
 def level_widths(n_levels: int, channels: tuple[int, ...]) -> list[int]:

@@ -8,10 +8,10 @@ from nilatent.report.study import count
 
 
 def start(model: Mapping[str, Any]) -> str:
-    """Where the model started: ``"pca"``, ``"mean"`` or ``"none"``."""
+    """Where the model started: ``"pca"``, ``"local"``, ``"mean"`` or ``"none"``."""
     asked = str(model.get("anchor", "none"))
     if asked == "auto":
-        return "mean" if model.get("name") == "spatial_vae" else "pca"
+        return "local" if model.get("name") == "spatial_vae" else "pca"
     return asked
 
 
@@ -37,6 +37,11 @@ def anchor(begun: str, model: Mapping[str, Any], training: Mapping[str, Any]) ->
         return (
             f", anchored to their principal components: the decoder is the mean image plus the components{added} plus a "
             "convolutional network that starts at zero, and likewise the encoder (without the regression)"
+        )
+    if begun == "local":
+        return (
+            ", anchored to the principal components of every block of voxels under a cell of the grid: the decoder is the mean "
+            "image plus these components plus a convolutional network that starts at zero, and likewise the encoder"
         )
     return ", around their mean image" if begun == "mean" else ""
 

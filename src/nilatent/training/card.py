@@ -17,6 +17,7 @@ KINDS = {
 }
 STARTS = {
     "pca": "the principal components of its training scans, to which a network adds what they miss",
+    "local": "the mean image and the principal components of every block of voxels, to which a network adds what they miss",
     "mean": "the mean image of its training scans, to which a network adds the rest",
     "none": "a network alone",
 }

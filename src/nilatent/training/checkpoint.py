@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +349,9 @@ def _trained(
     preparation: dict[str, Any] | None,
 ) -> TrainedModel:
     config = stored_config(settings["model"])
+    if config.start == "local" and "anchor.components" not in state:
+        # Before grids could start from blocks, the start left to the program was the mean image.
+        config = replace(config, anchor="mean")
     result, stored = read_json(folder / "result.json"), read_json(folder / "grid.json")
     grid, mask = Grid.from_dict(stored), state["anchor.mask"] > 0
     if tuple(mask.shape) != grid.shape or stored.get("mask_hash", _mask_hash(mask)) != _mask_hash(mask):

@@ -150,19 +150,21 @@ def attainable_share(model: float, pca: float) -> float:
     return (1.0 - model) / (1.0 - pca) if pca < 1.0 else float("nan")
 
 
-def mean_local_minimum(model: Fit, pca: Fit, mean_image: Fit) -> Verdict:
+def mean_local_minimum(model: Fit, pca: Fit, mean_image: Fit, *, swap: "Swap | None" = None) -> Verdict:
     """Judge whether the model draws the same brain for everybody although more is attainable.
 
     Parameters
     ----------
     model, pca, mean_image : Fit
         Of the same validation scans; PCA has as many components as the model has latents.
+    swap : Swap, optional
+        Of a model that is told conditions: these alone can explain a part, with one brain for all who share them.
 
     Returns
     -------
     Verdict
         Found when the share of what PCA attains is below one half, when the reconstructions vary less than half as much
-        as PCA's, or when they are all alike (correlation above .999) while PCA's are not.
+        as PCA's, when they are all alike (correlation above .999) while PCA's are not, or when the latents go unheard.
     """
     name = "mean local minimum"
     model_fvu, pca_fvu = fvu(model, mean_image), fvu(pca, mean_image)
@@ -177,7 +179,10 @@ def mean_local_minimum(model: Fit, pca: Fit, mean_image: Fit) -> Verdict:
         f"the model explains {100 * (1 - model_fvu):.1f} % of the validation variance, PCA {100 * (1 - pca_fvu):.1f} %"
     )
     alike = model.correlation > SAME_BRAIN_CORRELATION and not pca.correlation > SAME_BRAIN_CORRELATION
-    if share < ATTAINABLE_SHARE or model.variance < 0.5 * pca.variance or alike:
+    if swap is not None:
+        told += f", and with another scan's latents the error is {swap.model:.3f} times as large (PCA's {swap.pca:.3f})"
+    unheard = swap is not None and swap.unheard
+    if share < ATTAINABLE_SHARE or model.variance < 0.5 * pca.variance or alike or unheard:
         return Verdict(name, "found", f"Mean local minimum: {told}. Try, in this order: {MEAN_MINIMUM_REMEDIES}.")
     return Verdict(name, "absent", f"No mean local minimum: {told}.")
 

@@ -112,7 +112,10 @@ def judge(
         for errors in (trained.errors, np.asarray(reference.training_pca_errors)[places])
     ]
     model, pca = diagnostics.fvu(checked.fit, run.mean_image), diagnostics.fvu(run.pca, run.mean_image)
-    minimum = diagnostics.mean_local_minimum(checked.fit, run.pca, run.mean_image)
+    conditional = bool(run.model_config.condition)
+    minimum = diagnostics.mean_local_minimum(
+        checked.fit, run.pca, run.mean_image, swap=look.swap if conditional else None
+    )
     # One brain for all is smooth, and nearer to some training scan than to its own; that is another failure.
     told_apart = minimum.state == "absent"
     shares = None

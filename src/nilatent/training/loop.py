@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from nilatent.models import ModelConfig, PcaAnchor
+from nilatent.models import LocalAnchor, ModelConfig, PcaAnchor
 from nilatent.progress import track
 from nilatent.training import diagnostics
 from nilatent.training.bound import SD_BY_SCALE, bound
@@ -213,7 +213,7 @@ def _checked(run: Run, rows: Rows) -> Validation:
 
 def _convincing(run: Run, checked: Validation) -> bool:
     gain = run.start_errors - checked.errors
-    if isinstance(run.module.anchor, PcaAnchor):
+    if isinstance(run.module.anchor, (PcaAnchor, LocalAnchor)):
         return len(gain) > 1 and bool(gain.mean() > N_STANDARD_ERRORS * gain.std(ddof=1) / math.sqrt(len(gain)))
     return True
 
@@ -294,16 +294,18 @@ def _yardstick(run: Run) -> str:
 
 def _told_words(run: Run) -> str:
     told = ", ".join(run.model_config.condition)
-    return f"; the model was told {told} of every scan, PCA and the mean image were not" if told else ""
+    return f"; model and PCA were told {told} of every scan, the mean image was not" if told else ""
 
 
 def _start_words(run: Run, model: float, pca: float) -> str:
     anchor = run.module.anchor
-    if not isinstance(anchor, PcaAnchor):
+    if not isinstance(anchor, (PcaAnchor, LocalAnchor)):
         return "The untrained start"
     name = "PCA" if run.model_config.name == "autoencoder" else "Probabilistic PCA"
     if run.model_config.condition:
         name = f"{name} of what is left beside {', '.join(run.model_config.condition)}"
+    if isinstance(anchor, LocalAnchor):
+        return f"{name}, block by block (fraction of validation variance unexplained {model:.4f}, whole-brain PCA {pca:.4f})"
     if len(anchor.curve.images) == 0:
         return name
     return (

@@ -14,6 +14,7 @@ from nilatent.volumes import Volumes, VoxelPca
 
 Rows = npt.NDArray[np.intp]
 Array = npt.NDArray[np.float32]
+Told = npt.NDArray[np.float32] | None
 
 MAX_PROBED = 32
 """Validation scans that are looked at in detail, at even steps."""
@@ -64,7 +65,9 @@ class Reference:
         return cls(**plain)
 
 
-def reference(pca: VoxelPca, volumes: Volumes, rows: dict[str, Rows], sampled: Rows) -> Reference:
+def reference(
+    pca: VoxelPca, volumes: Volumes, rows: dict[str, Rows], sampled: Rows, *, conditions: Told = None
+) -> Reference:
     """Measure PCA on the scans that a model is judged on.
 
     Parameters
@@ -77,17 +80,28 @@ def reference(pca: VoxelPca, volumes: Volumes, rows: dict[str, Rows], sampled: R
         Of the parts ``"train"`` and ``"validation"``.
     sampled : ndarray
         Rows of the training scans on which over-fitting is judged.
+    conditions : ndarray, optional
+        (scan, condition) of all scans of `volumes`, which PCA is told like the model.
     """
+
+    def known(chosen: Rows) -> Told:
+        return None if conditions is None else conditions[chosen]
+
     mask = torch.from_numpy(np.asarray(volumes.mask))
     validation, positions = rows["validation"], probed(len(rows["validation"]))
-    x = volumes.masked(validation[positions])
-    drawn = pca.reconstruct(x)
-    swapped = pca.reconstruct(volumes.masked(validation[partners(len(validation))[positions]]))
+    own, other = validation[positions], validation[partners(len(validation))[positions]]
+    x = volumes.masked(own)
+    drawn = pca.reconstruct(x, known(own))
+    # Another's scores under a scan's own conditions, as the model's latents are swapped.
+    scores = pca.scores(volumes.masked(other), known(other))
+    swapped = pca.expected(known(own)) + scores @ pca.components
     by_mean: tuple[float, ...] = ()
     by_pca: tuple[float, ...] = ()
-    for scans in chunks(volumes, sampled):
+    for start in range(0, len(sampled), CHUNK):
+        some = sampled[start : start + CHUNK]
+        scans = volumes.masked(some)
         by_mean += errors(scans, np.broadcast_to(pca.mean, scans.shape))
-        by_pca += errors(scans, pca.reconstruct(scans))
+        by_pca += errors(scans, pca.reconstruct(scans, known(some)))
     return Reference(
         probed=tuple(int(position) for position in positions),
         detail=_each(high_frequency_energy, mask, x),

@@ -70,8 +70,8 @@ def slower(model: ModelConfig, config: TrainConfig) -> Settings:
 
 
 def anchored(model: ModelConfig, config: TrainConfig) -> Settings | None:
-    """Start from what is known of the training scans: their principal components, or for a latent grid their mean image."""
-    known = "mean" if model.name == "spatial_vae" else "pca"
+    """Start from what is known of the training scans: their principal components, for a latent grid those of blocks."""
+    known = "local" if model.name == "spatial_vae" else "pca"
     return None if model.start == known or config.start_from else (replace(model, anchor=known), config)
 
 
@@ -270,7 +270,7 @@ def _bare(model: ModelConfig, config: TrainConfig) -> Settings:
         given |= {"n_latent": model.n_latent}
     if model.variational:
         given |= {"beta": 0.0}
-    bare = ModelConfig(anchor="mean" if model.start == "pca" else model.anchor, **given)
+    bare = ModelConfig(anchor="mean" if model.start in ("pca", "local") else model.anchor, **given)
     return bare, TrainConfig(
         n_epochs=BY_HEART_STEPS,
         batch_size=N_BY_HEART,

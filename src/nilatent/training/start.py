@@ -13,15 +13,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from nilatent.errors import LeakageError, SettingError
-from nilatent.models import LinearStart, Model, ModelConfig, PcaAnchor, SpatialVae, build
+from nilatent.models import LinearStart, LocalAnchor, LocalStart, Model, ModelConfig, PcaAnchor, SpatialVae, build
 from nilatent.models.critic import Critic
 from nilatent.models.curve import MAX_SCANS, Curve, CurveChoice, fit_curve
+from nilatent.models.spatial_vae import cell_of_voxels
 from nilatent.provenance import hash_values
 from nilatent.training.checkpoint import FORMAT_VERSION, module_from_state, read_tensors, write_tensors
 from nilatent.training.conditions import Conditions, aligned_rotation, fit_conditions, standardised_score
 from nilatent.training.config import TrainConfig, settled
 from nilatent.training.devices import fabric_of
 from nilatent.training.diagnostics import Fit
+from nilatent.training.local import local_start
 from nilatent.training.nuisance import NUISANCES, present
 from nilatent.training.objective import Objective
 from nilatent.training.reference import Reference, reference
@@ -31,8 +33,8 @@ from nilatent.training.validation import PCA_BATCH, Rows, Told, baselines, valid
 from nilatent.volumes import Volumes, VoxelPca, voxel_pca
 
 # Raised when start.safetensors or resume.safetensors hold something else, so that older ones are not taken up.
-RESUME_VERSION = 6
-# Learning rate of the encoder's correction g relative to that of the decoder's f, with a PCA anchor.
+RESUME_VERSION = 7
+# Learning rate of the encoder's correction g relative to that of the decoder's f, where components are the start.
 ENCODER_RATE = 0.1
 
 
@@ -257,7 +259,9 @@ def _start(
         return module_from_state(model_config, stored[0]), stored[1]
     # Where the components are the start there are as many as latents; elsewhere they are the yardstick alone.
     yardstick = model_config.start != "pca" or source is not None
-    pca = voxel_pca(volumes, rows["train"], model_config.n_values, seed=config.seed, at_most=yardstick)
+    # It is told what the model is told: the start of one is the yardstick of the other.
+    n_components = model_config.n_values
+    pca = voxel_pca(volumes, rows["train"], n_components, seed=config.seed, conditions=told, at_most=yardstick)
     module = (
         _built(pca, volumes, rows["train"], told, score, model_config, seed=config.seed)
         if source is None
@@ -268,13 +272,14 @@ def _start(
     if isinstance(module.anchor, PcaAnchor) and source is None and model_config.curve:
         module.anchor.curve, choice = _curve(module.anchor, volumes, rows["train"], told)
         known = {"curve": asdict(choice)}
-    measured = baselines(pca, volumes, rows["validation"])
+    measured = baselines(pca, volumes, rows["validation"], conditions=told)
+    on_training = baselines(pca, volumes, sample(rows), conditions=told)
     variance = float(np.square(pca.sd, dtype=np.float64).sum()) / pca.mean.size + pca.residual_variance
     errors = validate(module, volumes, rows["validation"], batch_size=config.piece, conditions=told).errors
     known |= {name: asdict(found) for name, found in measured.items()}
-    known |= {f"train_{name}": asdict(found) for name, found in baselines(pca, volumes, sample(rows)).items()}
+    known |= {f"train_{name}": asdict(found) for name, found in on_training.items()}
     known |= {"variance": variance, "start_errors": errors.tolist()}
-    known["reference"] = asdict(reference(pca, volumes, rows, sample(rows)))
+    known["reference"] = asdict(reference(pca, volumes, rows, sample(rows), conditions=told))
     write_tensors(path, module.state_dict(), known | {"key": key})
     return module, known
 
@@ -289,13 +294,16 @@ def _built(
     *,
     seed: int,
 ) -> Model:
-    start = pca if told is None else _given(volumes, training, told, model_config, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(
             model_config,
             mask=torch.from_numpy(np.asarray(volumes.mask)),
-            start=linear_start(start, rotation=_rotation(start, volumes, training, told, score, model_config)),
+            start=linear_start(
+                pca,
+                rotation=_rotation(pca, volumes, training, told, score, model_config),
+                local=_local(pca, volumes, training, told, model_config),
+            ),
         )
 
 
@@ -317,15 +325,20 @@ def _curve(anchor: PcaAnchor, volumes: Volumes, training: Rows, told: Told) -> t
     )
 
 
-def _given(
-    volumes: Volumes, training: Rows, told: npt.NDArray[np.float32], model_config: ModelConfig, *, seed: int
-) -> VoxelPca:
-    """PCA of what the conditions leave; its components are wanted by one kind of start only."""
-    n_components, yardstick = model_config.n_values, model_config.start != "pca"
-    return voxel_pca(volumes, training, n_components, seed=seed, conditions=told, at_most=yardstick)
+def _local(
+    known: VoxelPca, volumes: Volumes, training: Rows, told: Told, model_config: ModelConfig
+) -> LocalStart | None:
+    if model_config.start != "local":
+        return None
+    grid = model_config.latent_grid
+    cell = cell_of_voxels(torch.from_numpy(np.asarray(volumes.mask)), grid).numpy()
+    n_channels = model_config.latent_channels
+    return local_start(volumes, training, cell, known=known, n_channels=n_channels, n_cells=grid**3, told=told)
 
 
-def linear_start(pca: VoxelPca, *, rotation: npt.NDArray[np.float64] | None = None) -> LinearStart:
+def linear_start(
+    pca: VoxelPca, *, rotation: npt.NDArray[np.float64] | None = None, local: LocalStart | None = None
+) -> LinearStart:
     """Give a PCA of the training scans to a model as its start."""
     return LinearStart(
         mean=torch.from_numpy(pca.mean),
@@ -334,6 +347,7 @@ def linear_start(pca: VoxelPca, *, rotation: npt.NDArray[np.float64] | None = No
         residual_variance=pca.residual_variance,
         slopes=torch.from_numpy(pca.slopes),
         rotation=None if rotation is None else torch.from_numpy(rotation.astype(np.float32)),
+        local=local,
     )
 
 
@@ -346,8 +360,7 @@ def _rotation(
     scores = []
     for start in range(0, len(known), PCA_BATCH):
         some = known[start : start + PCA_BATCH]
-        x = volumes.masked(some)
-        scores.append(pca.scores(x if told is None else x - told[some] @ pca.slopes))
+        scores.append(pca.scores(volumes.masked(some), None if told is None else told[some]))
     return aligned_rotation(np.concatenate(scores).astype(np.float64) / pca.sd, score[known])
 
 
@@ -360,7 +373,7 @@ def sample(rows: dict[str, Rows]) -> Rows:
 def _groups(module: Model, weight_decay: float) -> list[dict[str, Any]]:
     # The projection is already the best encoder of a linear decoder, so g may only follow f, slowly; before that it could
     # only learn the training scans by heart.
-    slow = ENCODER_RATE if isinstance(module.anchor, PcaAnchor) else 1.0
+    slow = ENCODER_RATE if isinstance(module.anchor, (PcaAnchor, LocalAnchor)) else 1.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:

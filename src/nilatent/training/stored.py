@@ -91,6 +91,8 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], *, n_condition
     sizes: dict[str, tuple[int, ...]] = {"anchor.log_var": (n_values,), "anchor.slopes": (n_condition, n_voxels)}
     if config.start == "pca":
         sizes |= {"anchor.components": (n_values, n_voxels), "anchor.rotation": (n_values, n_values)}
+    if config.start == "local":
+        sizes |= {"anchor.components": (config.latent_channels, n_voxels)}
     _compare(sizes, {name: state[name] for name in sizes})
     mask = state["anchor.mask"] > 0
     n_centres, n_images = curve_sizes(state)

@@ -149,7 +149,7 @@ def validate(module: Model, volumes: Volumes, rows: Rows, *, batch_size: int, co
     )
 
 
-def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
+def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows, *, conditions: Told = None) -> dict[str, Fit]:
     """Measure the mean image and PCA of the training scans on other scans.
 
     Parameters
@@ -160,6 +160,8 @@ def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
         The scans.
     rows : ndarray
         Which of them.
+    conditions : ndarray, optional
+        (scan, condition) of all scans of `volumes`, which PCA is told; the mean image is the same for everybody.
 
     Returns
     -------
@@ -167,11 +169,12 @@ def baselines(pca: VoxelPca, volumes: Volumes, rows: Rows) -> dict[str, Fit]:
         ``mean_image`` and ``pca``.
     """
 
-    def chunks() -> Iterator[npt.NDArray[np.float32]]:
+    def chunks() -> Iterator[tuple[npt.NDArray[np.float32], Told]]:
         for start in range(0, len(rows), PCA_BATCH):
-            yield volumes.masked(rows[start : start + PCA_BATCH])
+            some = rows[start : start + PCA_BATCH]
+            yield volumes.masked(some), None if conditions is None else conditions[some]
 
     return {
-        "mean_image": fit((x, np.broadcast_to(pca.mean, x.shape)) for x in chunks()),
-        "pca": fit((x, pca.reconstruct(x)) for x in chunks()),
+        "mean_image": fit((x, np.broadcast_to(pca.mean, x.shape)) for x, _ in chunks()),
+        "pca": fit((x, pca.reconstruct(x, given)) for x, given in chunks()),
     }
