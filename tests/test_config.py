@@ -130,3 +130,14 @@ def test_a_spatial_model_takes_its_own_training_unless_told_otherwise(tmp_path):
     own = read_config(preset="cpu", overrides={"model.name": "spatial_vae", "training.batch_size": 3}).training
     assert (own.learning_rate, own.n_epochs, own.batch_size) == (3e-3, 150, 3)
     assert read_config(preset="cpu", overrides={"model.name": "vae"}).training.n_epochs == 80
+
+
+def test_folds_are_those_of_the_split(tmp_path: Path) -> None:
+    config = read_config(overrides={"folds": 4})
+    assert (config.folds, config.split.n_folds) == (4, 4)
+    write_config(config, tmp_path / "study.toml")
+    assert read_config(tmp_path / "study.toml") == config
+    assert read_config(tmp_path / "study.toml", overrides={"folds": 3}).split.n_folds == 3
+    for wrong in ({"folds": 1}, {"folds": 4, "split.n_folds": 5}):
+        with pytest.raises(SettingError, match="at least 2, and the same as"):
+            read_config(overrides=wrong)

@@ -176,12 +176,16 @@ def run(
         bool,
         typer.Option("--remedy", help="Train again, at most thrice, with what the diagnosis of a failure advises."),
     ] = False,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Cross-fitting: so many further models, each scan judged by one blind to it.")
+    ] = 0,
     n_procs: Procs = 0,
     dask: Dask = "",
 ) -> None:
     """From scans to a report: the whole river; resumes, and skips what is finished."""
     overrides = _study(group, contrast, covariates, site, column, exclude, seed) | _machines(devices, None)
     overrides |= {"model.name": model.value} if model else {}
+    overrides |= {"folds": folds} if folds else {}
     processes = _processes(n_procs, scheduler=dask)
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river

@@ -129,11 +129,15 @@ class RunConfig:
         Whether the number of latents follows the number of training scans: one per four, at most 32.
     remedy : bool
         Whether a training whose diagnosis finds a known failure starts again with the change it advises, at most thrice.
+    folds : int
+        Cross-fitting: how many further models are trained, each without one fold of the subjects, so that every scan is
+        described by one that has not seen its subject; 0 for none, otherwise at least 2.
     """
 
     seed: int = 0
     n_latent_auto: bool = True
     remedy: bool = False
+    folds: int = 0
     study: StudyConfig = field(default_factory=StudyConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -212,6 +216,8 @@ def write_config(config: RunConfig, path: Path) -> None:
         del values["lrcp"][name]
     if config.n_latent_auto:
         del values["model"]["n_latent"]
+    if config.folds:
+        del values["split"]["n_folds"]
     with atomic(path) as temporary:
         temporary.write_text(tomli_w.dumps(values), encoding="utf-8")
 
@@ -239,6 +245,13 @@ def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         if "seed" not in values.get(name, {})
     }
     config = dataclasses.replace(config, **seeded)
+    if config.folds:
+        if config.folds < 2 or values.get("split", {}).get("n_folds", config.folds) != config.folds:
+            raise SettingError(
+                f"'folds' is {config.folds}: it is 0 or at least 2, and the same as 'split.n_folds' where that is set. Leave "
+                "out split.n_folds."
+            )
+        config = dataclasses.replace(config, split=dataclasses.replace(config.split, n_folds=config.folds))
     asked = {name: getattr(config.study, name) for name in ASKED}
     own = {name for name in asked if name in values.get("lrcp", {}) and getattr(config.lrcp, name) != asked[name]}
     if own:

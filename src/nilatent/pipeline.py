@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from nilatent.analyses import QUESTIONS
 from nilatent.config import RunConfig, read_config
 from nilatent.errors import SettingError
 from nilatent.lock import locked
 from nilatent.provenance import atomic
-from nilatent.river import QUESTIONS, River
+from nilatent.river import River
 from nilatent.simulate import SimulationConfig, simulate
 from nilatent.study import nearest
 from nilatent.training.devices import is_follower
@@ -84,6 +85,7 @@ def run(
             if until in ("latents", "findings", "report"):
                 river.latents(prepared, volumes, parts)
             if until in ("findings", "report"):
+                river.folds(prepared, volumes, parts)
                 river.findings(prepared, volumes, parts, weights, only=only)
         if until == "report":
             river.report()

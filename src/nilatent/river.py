@@ -2,29 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
 from rich.console import Console
 
-from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
-from nilatent.analysis.lrcp import lrcp
-from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
-from nilatent.analysis.projections import projections
-from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
-from nilatent.analysis.reconstruction import reconstruction
-from nilatent.analysis.regional import read_regions, regional, write_regions
+from nilatent.analyses import QUESTIONS, Pools, analyses
+from nilatent.analysis.regional import regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
 from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort, write_excluded
-from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig, sized, write_config
-from nilatent.encode import encode, reconstructions
+from nilatent.config import RunConfig, sized, write_config
+from nilatent.crossfit import fit_fold, fold_parts
+from nilatent.encode import encode
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, write_finding
-from nilatent.latents import compact, is_grid, read_latents, write_latents
+from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
-from nilatent.models.features import image_features
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
@@ -42,11 +37,6 @@ from nilatent.training.remedy import train_with_remedies
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
 
 VOLUME_FILES = ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")
-QUESTIONS = {
-    "reconstruction": RECONSTRUCTION_QUESTION,
-    "projections": PROJECTIONS_QUESTION,
-    "lrcp": LRCP_QUESTION,
-}
 
 
 class River:
@@ -275,6 +265,24 @@ class River:
             fill=fill,
         )
 
+    def folds(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """As many further models as the study asks for, each with what it says of the scans it has not seen, in ``folds/``."""
+        config, settings = self.config, self._training(prepared, parts)[1]
+        for fold in range(config.folds):
+            folder = self.out / "folds" / str(fold)
+            of_fold = fold_parts(
+                parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed
+            )
+            model_config, _, beside = self._training(prepared, of_fold)
+            fit = partial(fit_fold, volumes, of_fold, fold, model_config, config.training, folder, **beside)
+            self._stage(
+                f"fold {fold}",
+                folder / "provenance.json",
+                settings=settings | {"model": model_config, "folds": config.folds},
+                needs=["volumes", "split", "prepared"],
+                fill=fit,
+            )
+
     def findings(
         self,
         prepared: Cohort,
@@ -285,65 +293,12 @@ class River:
         only: Sequence[str],
     ) -> None:
         """Every analysis that the study's columns allow, in ``findings/``."""
-        config, study = self.config, self.config.study
-        latents, regions = self._vectors(parts), read_regions(self.out).values
-        judged, of_judged = latents, regions
-        if latents.attrs.get("supervised"):
-            # A label made these latents: what they know of labels can be asked of unseen scans only.
-            judged = latents.isel(scan=~latents["subject_in_training"].values)
-            of_judged = regions.loc[judged["scan"].values]
-        common = ["latents", "regions", "volumes", "split", "prepared"]
-        asked = {"study": study, "seed": config.seed}
-
-        def reconstructed() -> Finding:
-            model = load_model(self.out / "model")
-            rows = volumes.rows(list(parts.index))
-            features, network = image_features(volumes.mask)
-            # T1 intensities have a wider mask than grey matter, so their regions are weighed anew.
-            of_mask = weights if config.recipe.target == "gm" else self._weights(volumes)
-            return reconstruction(
-                volumes,
-                reconstructions(model, volumes, rows, scans=prepared.scans),
-                parts,
-                prepared.scans,
-                n_latent=model.model_config.n_values,
-                seed=config.seed,
-                group=study.group,
-                site=study.site,
-                regions=of_mask,
-                features=features,
-                features_note=network,
-                model_note=model.result["summary"],
-                target=config.recipe.target,
-            )
-
-        def projected() -> Finding:
-            scans = prepared.scans.loc[judged["scan"].values]
-            found = projections(judged, of_judged, scans, group=study.group, site=study.site, seed=config.seed)
-            return _with_notes(found, latents)
-
-        def profiled() -> Finding:
-            scans = prepared.scans.loc[judged["scan"].values]
-            found = lrcp(judged, of_judged, scans, weights, volumes.grid, gm_mask(volumes.grid), config.lrcp)
-            return _with_notes(found, latents)
-
-        analyses = {
-            "reconstruction": (reconstructed, asked, [*common, "model"]),
-            "projections": (projected, asked, common),
-            "lrcp": (profiled, asked | {"lrcp": config.lrcp}, common),
-        }
-        for name, (analyse, settings, needs) in analyses.items():
+        # T1 intensities have a wider mask than grey matter, so their regions are weighed anew.
+        of_mask = weights if self.config.recipe.target == "gm" else self._weights(volumes)
+        pools = Pools(self.out, self.config, prepared, volumes, parts, weights, of_mask)
+        for name, asked in analyses(pools).items():
             if not only or name in only:
-                self._finding(name, analyse, settings=settings, needs=needs)
-
-    def _vectors(self, parts: pd.DataFrame) -> xr.Dataset:
-        """Latents as vectors; those on a grid as their principal components over the training scans."""
-        latents = read_latents(self.out)
-        if not is_grid(latents):
-            return latents
-        n_train = int((parts["part"] == "train").sum())
-        n_components = max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT))
-        return compact(latents, n_components=n_components, seed=self.config.seed)
+                self._finding(name, asked.analyse, settings=asked.settings, needs=asked.needs)
 
     def search(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Other settings of the model, tried on the validation scans, in ``search/`` and ``findings/search/``."""
@@ -387,14 +342,3 @@ def _recorded(training: TrainConfig) -> TrainConfig:
     """Settings on which a trained model depends; where a model that it starts from lies is none of them."""
     other = load_model(Path(training.start_from)).content_hash if training.start_from else ""
     return replace(settled(training), start_from=other)
-
-
-def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:
-    """A finding with what the latents themselves say of how far they can be trusted."""
-    notes = [str(latents.attrs[name]) for name in ("caveat", "seen", "told", "compact") if latents.attrs.get(name)]
-    if latents.attrs.get("supervised"):
-        notes.append(
-            f"The first latent was pulled to {latents.attrs['supervised']} on training scans, so only scans of subjects that the "
-            "model has not seen were analysed."
-        )
-    return replace(finding, caveats=(*finding.caveats, *notes))

@@ -1,0 +1,187 @@
+"""What a run folder is asked: every analysis with its settings and the pools it rests on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
+from nilatent.analysis.lrcp import lrcp
+from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
+from nilatent.analysis.projections import projections
+from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
+from nilatent.analysis.reconstruction import reconstruction
+from nilatent.analysis.regional import read_regions
+from nilatent.atlas import RegionWeights
+from nilatent.cohort import Cohort
+from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig
+from nilatent.crossfit import errors_of, read_folds
+from nilatent.encode import reconstructions
+from nilatent.finding import Finding
+from nilatent.latents import compact, is_grid, read_latents
+from nilatent.models.features import image_features
+from nilatent.training.checkpoint import load_model
+from nilatent.volumes import Volumes, gm_mask
+
+QUESTIONS = {
+    "reconstruction": RECONSTRUCTION_QUESTION,
+    "projections": PROJECTIONS_QUESTION,
+    "lrcp": LRCP_QUESTION,
+}
+STUDY_MODEL = -1
+"""Fold of errors that the study's own model made on its test part."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One analysis.
+
+    Parameters
+    ----------
+    analyse : Callable
+        Gives the finding.
+    settings : object
+        What it depends on beside the pools.
+    needs : Sequence[str]
+        Stages it rests on.
+    """
+
+    analyse: Callable[[], Finding]
+    settings: object
+    needs: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The pools of a run folder that analyses read.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder.
+    config : RunConfig
+        Every setting.
+    prepared : Cohort
+        The scans.
+    volumes : Volumes
+        What the model was trained on.
+    parts : DataFrame
+        Split of the study.
+    weights : RegionWeights
+        The atlas in the mask of grey matter.
+    of_mask : RegionWeights
+        The atlas in the mask of the volumes, which is wider for T1 intensities.
+    """
+
+    out: Path
+    config: RunConfig
+    prepared: Cohort
+    volumes: Volumes
+    parts: pd.DataFrame
+    weights: RegionWeights
+    of_mask: RegionWeights
+
+    @cached_property
+    def latents(self) -> xr.Dataset:
+        """Latents as vectors; those on a grid as their principal components over the training scans."""
+        return self._vectors(read_latents(self.out), self.parts)
+
+    @cached_property
+    def regions(self) -> pd.DataFrame:
+        """Mean grey matter, (scan, region)."""
+        return read_regions(self.out).values
+
+    @cached_property
+    def judged(self) -> xr.Dataset:
+        """The latents that labels may be asked of: all, or those of unseen scans where a label made them."""
+        if not self.latents.attrs.get("supervised"):
+            return self.latents
+        return self.latents.isel(scan=~self.latents["subject_in_training"].values)
+
+    @cached_property
+    def folds(self) -> tuple[list[xr.Dataset], pd.DataFrame]:
+        """Latents of every cross-fitted model and the errors of all scans; without folds those of the study's test part."""
+        n_folds = self.config.folds
+        if n_folds == 0:
+            model = load_model(self.out / "model")
+            unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
+            rows = np.flatnonzero(unseen)
+            return [], errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
+        latents, errors = read_folds(self.out / "folds", n_folds)
+        return [self._vectors(one, self.parts) for one in latents], errors
+
+    def of_judged(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Regions and rows of the cohort of the scans in :attr:`judged`, in its order."""
+        chosen = self.judged["scan"].values
+        return self.regions.loc[chosen], self.prepared.scans.loc[chosen]
+
+    def _vectors(self, latents: xr.Dataset, parts: pd.DataFrame) -> xr.Dataset:
+        if not is_grid(latents):
+            return latents
+        n_train = int((parts["part"] == "train").sum())
+        n_components = max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT))
+        return compact(latents, n_components=n_components, seed=self.config.seed)
+
+
+def analyses(pools: Pools) -> dict[str, Asked]:
+    """Every analysis by its name, in the order of the report; none is run yet."""
+    config = pools.config
+    common = ["latents", "regions", "volumes", "split", "prepared"]
+    study = {"study": config.study, "seed": config.seed}
+    crossfit = [f"fold {fold}" for fold in range(config.folds)]
+    return {
+        "reconstruction": Asked(lambda: _reconstruction(pools), study, [*common, "model"]),
+        "projections": Asked(lambda: _projections(pools), study, common),
+        "lrcp": Asked(lambda: _lrcp(pools), study | {"lrcp": config.lrcp}, [*common, *crossfit]),
+    }
+
+
+def _reconstruction(pools: Pools) -> Finding:
+    config, study = pools.config, pools.config.study
+    model = load_model(pools.out / "model")
+    rows = pools.volumes.rows(list(pools.parts.index))
+    features, network = image_features(pools.volumes.mask)
+    return reconstruction(
+        pools.volumes,
+        reconstructions(model, pools.volumes, rows, scans=pools.prepared.scans),
+        pools.parts,
+        pools.prepared.scans,
+        n_latent=model.model_config.n_values,
+        seed=config.seed,
+        group=study.group,
+        site=study.site,
+        regions=pools.of_mask,
+        features=features,
+        features_note=network,
+        model_note=model.result["summary"],
+        target=config.recipe.target,
+    )
+
+
+def _projections(pools: Pools) -> Finding:
+    study = pools.config.study
+    regions, scans = pools.of_judged()
+    found = projections(pools.judged, regions, scans, group=study.group, site=study.site, seed=pools.config.seed)
+    return _with_notes(found, pools.latents)
+
+
+def _lrcp(pools: Pools) -> Finding:
+    regions, scans = pools.of_judged()
+    grid = pools.volumes.grid
+    found = lrcp(pools.judged, regions, scans, pools.weights, grid, gm_mask(grid), pools.config.lrcp)
+    return _with_notes(found, pools.latents)
+
+
+def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:
+    """A finding with what the latents themselves say of how far they can be trusted."""
+    notes = [str(latents.attrs[name]) for name in ("caveat", "seen", "told", "compact") if latents.attrs.get(name)]
+    if latents.attrs.get("supervised"):
+        notes.append(
+            f"The first latent was pulled to {latents.attrs['supervised']} on training scans, so only scans of subjects that the "
+            "model has not seen were analysed."
+        )
+    return replace(finding, caveats=(*finding.caveats, *notes))
