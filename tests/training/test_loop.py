@@ -422,10 +422,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-12)
 
 
-def test_one_validation_scan_cannot_convince(curved: Cohort, tmp_path: Path) -> None:
+def test_neither_one_scan_nor_many_visits_of_one_person_convince(curved: Cohort, tmp_path: Path) -> None:
     volumes, parts = curved
-    few = parts.drop(index=parts.index[parts["part"] == "validation"][1:])
-    assert train(volumes, few, SMALL, SHORT, tmp_path).best_epoch == 0
+    learning = ModelConfig(n_latent=1, channels=(4, 8, 16), curve=False), TrainConfig(n_epochs=6, learning_rate=4e-3)
+    assert train(volumes, parts, *learning, tmp_path / "all").best_epoch > 0
+    judges = parts.index[parts["part"] == "validation"]
+    assert train(volumes, parts.drop(index=judges[1:]), *learning, tmp_path / "few").best_epoch == 0
+    one = parts["subject_id"].where(~parts.index.isin(judges), "sub-one")
+    visits = dataclasses.replace(volumes, scans=volumes.scans.assign(subject_id=one))
+    assert train(visits, parts.assign(subject_id=one), *learning, tmp_path / "visits").best_epoch == 0
 
 
 @pytest.fixture

@@ -209,7 +209,9 @@ def train_with_remedies(
         order = partial(
             _ordered, able=by_heart is not None and by_heart < BY_HEART_FVU, last=len(attempts) == MAX_RESTARTS
         )
-        following = _next(failures, settings, tried, order, n_training=int((parts["part"] == "train").sum()))
+        # What conditions explain is taken from the scans before their components are.
+        n_left = int((parts["part"] == "train").sum()) - trained.conditions.n_values
+        following = _next(failures, settings, tried, order, n_left=n_left)
         if following is None:
             break
         settings, change = following
@@ -308,13 +310,13 @@ def _next(
     tried: set[str],
     order: Callable[[str], Sequence[tuple[str, Change]]],
     *,
-    n_training: int,
+    n_left: int,
 ) -> tuple[Settings, str] | None:
     """The next change that applies and was not tried yet, of the first failure that has one."""
     for failure in (known for known in REMEDIES if known in failures):
         for words, remedy in order(failure):
             changed = None if words in tried else remedy(*settings)
-            if changed is not None and changed[0].start == "pca" and changed[0].n_latent >= n_training:
+            if changed is not None and changed[0].start == "pca" and changed[0].n_latent >= n_left:
                 changed = None
             tried.add(words)
             if changed is not None:
