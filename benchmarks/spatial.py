@@ -1,7 +1,8 @@
 """Spatial VAEs of three latent grids on T1 intensities: held-out reconstruction beside trivial ways to keep as many values.
 
 For every grid: SSIM, MSE, feature distance and cosine similarity of the model on the test part, beside down-sampling to the
-same number of values, PCA (as many components as the training scans allow) and the mean image.
+same number of values (cells of either grid without a voxel of the mask hold none), PCA (as many components as the training
+scans allow) and the mean image.
 
     python benchmarks/spatial.py OUT/volumes OUT/split.tsv --grids 24 12 3 --out spatial.tsv
 """
@@ -11,9 +12,9 @@ import resource
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from nilatent.analyses import values_used
 from nilatent.analysis.reconstruction import reconstruction
 from nilatent.encode import reconstructions
 from nilatent.models import ModelConfig
@@ -60,7 +61,7 @@ def judge_grid(volumes: Volumes, parts: pd.DataFrame, grid: int, arguments: argp
         reconstructions(model, volumes, rows, batch_size=4),
         parts,
         volumes.scans,
-        n_latent=config.n_values,
+        n_latent=values_used(model),
         seed=arguments.seed,
         features=features,
         features_note=note,
@@ -70,7 +71,7 @@ def judge_grid(volumes: Volumes, parts: pd.DataFrame, grid: int, arguments: argp
     kept = table[["method", "n_scans", *[name for name in SHOWN if name in table]]].assign(
         grid=grid,
         n_values=config.n_values,
-        n_used=getattr(model.module, "n_used", np.nan),
+        n_used=values_used(model),
         best_epoch=model.best_epoch,
         n_epochs=len(model.history) - 1,
         wall_seconds=round(wall),

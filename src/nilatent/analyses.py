@@ -23,8 +23,9 @@ from nilatent.crossfit import errors_of, read_folds
 from nilatent.encode import reconstructions
 from nilatent.finding import Finding
 from nilatent.latents import compact, is_grid, read_latents
+from nilatent.models import SpatialVae
 from nilatent.models.features import image_features
-from nilatent.training.checkpoint import load_model
+from nilatent.training.checkpoint import TrainedModel, load_model
 from nilatent.volumes import Volumes, gm_mask
 
 QUESTIONS = {
@@ -150,7 +151,7 @@ def _reconstruction(pools: Pools) -> Finding:
         reconstructions(model, pools.volumes, rows, scans=pools.prepared.scans),
         pools.parts,
         pools.prepared.scans,
-        n_latent=model.model_config.n_values,
+        n_latent=values_used(model),
         seed=config.seed,
         group=study.group,
         site=study.site,
@@ -160,6 +161,11 @@ def _reconstruction(pools: Pools) -> Finding:
         model_note=model.result["summary"],
         target=config.recipe.target,
     )
+
+
+def values_used(model: TrainedModel) -> int:
+    """Values of a latent that differ from scan to scan: of a grid those of cells with a voxel of the mask."""
+    return model.module.n_used if isinstance(model.module, SpatialVae) else model.model_config.n_values
 
 
 def _projections(pools: Pools) -> Finding:
