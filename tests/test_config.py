@@ -128,7 +128,7 @@ def test_files_are_relative_to_the_settings_that_name_them(tmp_path: Path, monke
 
 def test_a_spatial_model_takes_its_own_training_unless_told_otherwise(tmp_path):
     own = read_config(preset="cpu", overrides={"model.name": "spatial_vae", "training.batch_size": 3}).training
-    assert (own.learning_rate, own.n_epochs, own.batch_size) == (3e-3, 150, 3)
+    assert (own.patience, own.n_epochs, own.batch_size) == (25, 80, 3)
     assert read_config(preset="cpu", overrides={"model.name": "vae"}).training.n_epochs == 80
 
 
