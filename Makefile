@@ -28,8 +28,13 @@ test-slow: $(STAMP)
 river: $(STAMP)
 	$(BIN)/python -m pytest tests/river -m "slow or not slow"
 
+# One row per simulated cohort in $(ROWS); a run that was stopped goes on, and parts may run side by side: SHARD=1/4 and so on.
+ROWS ?= calibration-rows
+SHARD ?= 1/1
 calibrate: $(STAMP)
-	$(BIN)/python -m pytest tests/calibration -m "calibration"
+	$(BIN)/python -m tests.calibration.run $(ROWS) --shard $(SHARD)
+	$(BIN)/python -m tests.calibration.table $(ROWS) docs/calibration.md
+	$(BIN)/python -m pytest tests/calibration -m calibration
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

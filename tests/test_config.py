@@ -129,7 +129,7 @@ def test_files_are_relative_to_the_settings_that_name_them(tmp_path: Path, monke
 def test_a_spatial_model_takes_its_own_training_unless_told_otherwise(tmp_path):
     own = read_config(preset="cpu", overrides={"model.name": "spatial_vae", "training.batch_size": 3}).training
     assert (own.patience, own.n_epochs, own.batch_size) == (25, 80, 3)
-    assert read_config(preset="cpu", overrides={"model.name": "vae"}).training.n_epochs == 80
+    assert read_config(preset="cpu", overrides={"model.name": "vae"}).training.patience == 15
 
 
 def test_folds_are_those_of_the_split(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nilatent.analysis.agnostic import QUESTION as AGNOSTIC_QUESTION
+from nilatent.analysis.agnostic import agnostic
+from nilatent.analysis.error_profile import QUESTION as ERROR_PROFILE_QUESTION
+from nilatent.analysis.error_profile import error_profile
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
@@ -26,13 +30,16 @@ from nilatent.latents import compact, is_grid, read_latents
 from nilatent.models import SpatialVae
 from nilatent.models.features import image_features
 from nilatent.training.checkpoint import TrainedModel, load_model
-from nilatent.volumes import Volumes, gm_mask
+from nilatent.volumes import Volumes, gm_mask, voxel_pca
 
 QUESTIONS = {
     "reconstruction": RECONSTRUCTION_QUESTION,
     "projections": PROJECTIONS_QUESTION,
     "lrcp": LRCP_QUESTION,
+    "error_profile": ERROR_PROFILE_QUESTION,
+    "agnostic": AGNOSTIC_QUESTION,
 }
+BATCH = 64
 STUDY_MODEL = -1
 """Fold of errors that the study's own model made on its test part."""
 
@@ -56,7 +63,7 @@ class Asked:
     needs: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pools:
     """The pools of a run folder that analyses read.
 
@@ -103,17 +110,34 @@ class Pools:
             return self.latents
         return self.latents.isel(scan=~self.latents["subject_in_training"].values)
 
-    @cached_property
-    def folds(self) -> tuple[list[xr.Dataset], pd.DataFrame]:
-        """Latents of every cross-fitted model and the errors of all scans; without folds those of the study's test part."""
-        n_folds = self.config.folds
-        if n_folds == 0:
-            model = load_model(self.out / "model")
-            unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
-            rows = np.flatnonzero(unseen)
-            return [], errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
-        latents, errors = read_folds(self.out / "folds", n_folds)
-        return [self._vectors(one, self.parts) for one in latents], errors
+    def blind(self) -> list[xr.Dataset]:
+        """Latents of every cross-fitted model, where labels may be asked of all scans; none otherwise."""
+        if self.config.folds == 0 or self.latents.attrs.get("supervised"):
+            return []
+        latents, _ = read_folds(self.out / "folds", self.config.folds)
+        return [self._vectors(one, self.parts) for one in latents]
+
+    def errors(self) -> pd.DataFrame:
+        """Errors of every scan by the model that has not seen its subject; without folds those of the study's test part."""
+        if self.config.folds:
+            return read_folds(self.out / "folds", self.config.folds)[1]
+        unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
+        rows = self.volumes.rows(list(self.latents["scan"].values[unseen]))
+        model = load_model(self.out / "model")
+        return errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
+
+    def voxel_scores(self) -> pd.DataFrame:
+        """Scores of all scans on principal components of the voxels, as many as latents, fitted on the training scans."""
+        training = self.volumes.rows(list(self.parts.index[self.parts["part"] == "train"]))
+        n_latent = self.latents.sizes["latent"]
+        pca = voxel_pca(self.volumes, training, n_latent, seed=self.config.seed, at_most=True)
+        n_scans = len(self.volumes.scans)
+        scores = [
+            pca.scores(self.volumes.masked(np.arange(n_scans)[start : start + BATCH]))
+            for start in range(0, n_scans, BATCH)
+        ]
+        names = [f"PC{number + 1}" for number in range(len(pca.sd))]
+        return pd.DataFrame(np.concatenate(scores), index=self.volumes.scans.index, columns=names)
 
     def of_judged(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Regions and rows of the cohort of the scans in :attr:`judged`, in its order."""
@@ -136,8 +160,14 @@ def analyses(pools: Pools) -> dict[str, Asked]:
     crossfit = [f"fold {fold}" for fold in range(config.folds)]
     return {
         "reconstruction": Asked(lambda: _reconstruction(pools), study, [*common, "model"]),
-        "projections": Asked(lambda: _projections(pools), study, common),
+        "projections": Asked(lambda: _projections(pools), study | {"projections": config.projections}, common),
         "lrcp": Asked(lambda: _lrcp(pools), study | {"lrcp": config.lrcp}, [*common, *crossfit]),
+        "error_profile": Asked(
+            lambda: _error_profile(pools),
+            study | {"error_profile": config.error_profile},
+            [*common, *(crossfit or ["model"])],
+        ),
+        "agnostic": Asked(lambda: _agnostic(pools), study | {"agnostic": config.agnostic}, [*common, *crossfit]),
     }
 
 
@@ -171,14 +201,38 @@ def values_used(model: TrainedModel) -> int:
 def _projections(pools: Pools) -> Finding:
     study = pools.config.study
     regions, scans = pools.of_judged()
-    found = projections(pools.judged, regions, scans, group=study.group, site=study.site, seed=pools.config.seed)
+    found = projections(
+        pools.judged,
+        regions,
+        scans,
+        pools.config.projections,
+        voxel_scores=pools.voxel_scores().loc[pools.judged["scan"].values],
+        group=study.group,
+        site=study.site,
+        seed=pools.config.seed,
+    )
+    return _with_notes(found, pools.latents)
+
+
+def _error_profile(pools: Pools) -> Finding:
+    grid = pools.volumes.grid
+    scans, config = pools.prepared.scans, pools.config.error_profile
+    return error_profile(pools.errors(), pools.regions, scans, pools.weights, grid, gm_mask(grid), config)
+
+
+def _agnostic(pools: Pools) -> Finding:
+    regions, scans = pools.of_judged()
+    grid, folds = pools.volumes.grid, pools.blind()
+    config = pools.config.agnostic
+    found = agnostic(pools.judged, regions, scans, pools.weights, grid, gm_mask(grid), config, folds=folds)
     return _with_notes(found, pools.latents)
 
 
 def _lrcp(pools: Pools) -> Finding:
     regions, scans = pools.of_judged()
     grid = pools.volumes.grid
-    found = lrcp(pools.judged, regions, scans, pools.weights, grid, gm_mask(grid), pools.config.lrcp)
+    config, folds = pools.config.lrcp, pools.blind()
+    found = lrcp(pools.judged, regions, scans, pools.weights, grid, gm_mask(grid), config, folds=folds, label="lrcp")
     return _with_notes(found, pools.latents)
 
 

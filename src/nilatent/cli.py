@@ -163,7 +163,7 @@ def run(
     preset: Annotated[Preset, typer.Option(help="Resolution and size for a kind of machine.")] = Preset.cpu_small,
     group: Annotated[str | None, typer.Option(help="Column of the group.")] = None,
     contrast: Annotated[
-        str | None, typer.Option(help="A:B, two values of the group; A against the reference B.")
+        str | None, typer.Option(help="A:B, two values of the group; A against the reference B. Several: A:B,C:B.")
     ] = None,
     covariates: Annotated[str | None, typer.Option(help="Columns to remove, joined by commas.")] = None,
     site: Annotated[str | None, typer.Option(help="Column of the scanner or centre.")] = None,
@@ -392,7 +392,7 @@ def analyse(
     folder: RunFolder,
     names: Annotated[list[str] | None, typer.Argument(help="Which analyses; all when none is named.")] = None,
 ) -> None:
-    """Run analyses of a run folder: reconstruction, projections, lrcp."""
+    """Run analyses of a run folder: reconstruction, projections, lrcp, error_profile, agnostic."""
     _again(folder, until="findings", only=names)
     typer.echo(str(folder / "findings"))
 

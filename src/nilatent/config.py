@@ -12,7 +12,10 @@ from typing import Any
 
 import tomli_w
 
+from nilatent.analysis.agnostic import AgnosticConfig
+from nilatent.analysis.error_profile import ErrorProfileConfig
 from nilatent.analysis.lrcp import LrcpConfig
+from nilatent.analysis.projections import ProjectionsConfig
 from nilatent.cohort import SplitConfig
 from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
@@ -61,9 +64,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 SPATIAL: dict[str, dict[str, Any]] = {"training": {"n_epochs": 80, "patience": 25, "batch_size": 4}}
 MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
-# Tables that take the one seed unless they name their own, and what LRCP takes from the study.
-SEEDED = ("split", "training", "lrcp", "search")
-ASKED = ("group", "contrast", "covariates", "site")
+# Tables that take the one seed unless they name their own, and what analyses take from the study.
+SEEDED = ("split", "training", "lrcp", "error_profile", "agnostic", "search")
+ASKED = {
+    "lrcp": ("group", "contrast", "covariates", "site"),
+    "error_profile": ("group", "covariates", "site"),
+    "agnostic": ("group", "contrast", "covariates", "site"),
+}
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
 FILES = (("study", "exclude"), ("atlas", "spec"), ("atlas", "table"), ("training", "start_from"))
@@ -78,7 +85,8 @@ class StudyConfig:
     group : str
         Column of the group; empty for none.
     contrast : str
-        ``"A:B"``, two values of that column: A against the reference B.
+        ``"A:B"``, two values of that column: A against the reference B; or several, ``"A:B,C:B"``. Empty with more than two
+        groups: all against the control group, or all pairs.
     covariates : tuple[str, ...]
         Columns whose effect is removed.
     site : str
@@ -143,7 +151,10 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
+    projections: ProjectionsConfig = field(default_factory=ProjectionsConfig)
     lrcp: LrcpConfig = field(default_factory=LrcpConfig)
+    error_profile: ErrorProfileConfig = field(default_factory=ErrorProfileConfig)
+    agnostic: AgnosticConfig = field(default_factory=AgnosticConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
 
@@ -211,8 +222,9 @@ def write_config(config: RunConfig, path: Path) -> None:
     for name in SEEDED:
         if values[name]["seed"] == config.seed:
             del values[name]["seed"]
-    for name in ASKED:
-        del values["lrcp"][name]
+    for table, names in ASKED.items():
+        for name in names:
+            del values[table][name]
     if config.n_latent_auto:
         del values["model"]["n_latent"]
     if config.folds:
@@ -251,11 +263,14 @@ def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
                 "out split.n_folds."
             )
         config = dataclasses.replace(config, split=dataclasses.replace(config.split, n_folds=config.folds))
-    asked = {name: getattr(config.study, name) for name in ASKED}
-    own = {name for name in asked if name in values.get("lrcp", {}) and getattr(config.lrcp, name) != asked[name]}
-    if own:
-        raise SettingError(f"'lrcp.{min(own)}' is set in [study], for every analysis: write it there.")
-    return dataclasses.replace(config, lrcp=dataclasses.replace(config.lrcp, **asked))
+    for table, names in ASKED.items():
+        analysis = getattr(config, table)
+        asked = {name: getattr(config.study, name) for name in names}
+        own = {name for name in asked if name in values.get(table, {}) and getattr(analysis, name) != asked[name]}
+        if own:
+            raise SettingError(f"'{table}.{min(own)}' is set in [study], for every analysis: write it there.")
+        config = dataclasses.replace(config, **{table: dataclasses.replace(analysis, **asked)})
+    return config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -51,12 +51,15 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
         raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
     if study.contrast:
         values = sorted(level_words(cohort.scans[study.group]).dropna().unique())
-        sides = study.contrast.split(":")
-        if len(sides) != 2 or sides[0] == sides[1]:
-            raise SettingError(f"--contrast is two different values joined by a colon, got '{study.contrast}'.")
-        for side in sides:
-            if side not in values:
-                raise SettingError(f"--contrast: column '{study.group}' has no value '{side}'.{nearest(side, values)}")
+        for contrast in study.contrast.split(","):
+            sides = [side.strip() for side in contrast.split(":")]
+            if len(sides) != 2 or sides[0] == sides[1]:
+                raise SettingError(f"--contrast is two different values joined by a colon, got '{contrast}'.")
+            for side in sides:
+                if side not in values:
+                    raise SettingError(
+                        f"--contrast: column '{study.group}' has no value '{side}'.{nearest(side, values)}"
+                    )
 
 
 def _check_numbers(cohort: Cohort, name: str) -> None:

@@ -5,7 +5,9 @@ import pytest
 from nilatent.analysis.contrast import (
     NotComparableError,
     compare_groups,
+    compare_target,
     confound_matrix,
+    contrasts_of,
     first_scans,
     level_words,
 )
@@ -110,3 +112,80 @@ def test_a_contrast_that_names_nothing_is_bad_usage(scans, contrast):
 def test_codes_and_long_numbers_stay_apart():
     assert level_words(pd.Series(["01", "1", "1.0"])).tolist() == ["01", "1", "1"]
     assert level_words(pd.Series(["12345678901234567890", "12345678901234567891"])).nunique() == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "contrast", "expected"),
+    [
+        (["AD", "CN"], "", ["AD:CN"]),
+        (["AD", "CN"], "CN:AD", ["CN:AD"]),
+        (["AD", "MCI", "CN"], "", ["AD:CN", "MCI:CN"]),
+        (["a", "b", "c"], "", ["a:b", "a:c", "b:c"]),
+        (["cn", "hc", "x"], "", ["cn:hc", "cn:x", "hc:x"]),
+        (["AD", "MCI", "CN"], "AD:MCI, MCI:CN", ["AD:MCI", "MCI:CN"]),
+        (["pain, chronic", "none", "x"], "pain, chronic:none", ["pain, chronic:none"]),
+    ],
+)
+def test_contrasts_are_those_named_or_all_against_the_control_group(groups, contrast, expected):
+    scans = pd.DataFrame({"group": groups * 3})
+    assert contrasts_of(scans, group="group", contrast=contrast) == expected
+
+
+@pytest.mark.parametrize(
+    ("contrast", "words"),
+    [("AD:CN,AD", "does not name two different groups"), ("AD:CN,CN:AD", "compare the same two groups twice")],
+)
+def test_a_list_of_contrasts_that_says_nothing_new_is_refused(scans, contrast, words):
+    with pytest.raises(SettingError, match=words):
+        contrasts_of(scans, group="group", contrast=contrast)
+    with pytest.raises(NotComparableError, match="no group column"):
+        contrasts_of(scans, group="absent", contrast=contrast)
+
+
+def test_a_number_is_asked_of_the_first_scan_of_each_subject_that_has_it(scans, rng):
+    scans["mmse"] = rng.normal(size=40)
+    scans.loc["scan-1", "mmse"] = np.nan
+    scans.loc["scan-2", "age"] = np.nan
+    scans.iloc[4, :2] = ["scan-3", "02"]
+    found = compare_target(scans, target="mmse", covariates=["age"], site="site")
+    assert found.left_out == {
+        "no value in column 'mmse'": ["scan-1"],
+        "missing value in a confound": ["scan-2"],
+        "a later session of the same subject": ["scan-4"],
+    }
+    np.testing.assert_array_equal(found.values, scans["mmse"].to_numpy()[found.rows])
+    assert (found.label, found.confounds.shape, set(found.blocks)) == ("mmse", (37, 2), {"1", "3"})
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error", "words"),
+    [
+        (np.ones(40), {}, NotComparableError, "'mmse' is constant, or the confounds explain it"),
+        (
+            np.arange(40) % 3,
+            {"covariates": ["twice"]},
+            NotComparableError,
+            "the confounds explain it without remainder",
+        ),
+        ([1.0] * 10 + [np.nan] * 30, {}, NotComparableError, "too few: 10 subjects with mmse"),
+        ([np.nan] * 40, {}, NotComparableError, "too few: no scan with mmse"),
+        (["27", "low"] * 20, {}, SettingError, "of scan scan-1 is 'low', not a number"),
+        (np.arange(40), {"covariates": ["mmse"]}, SettingError, "is among the covariates"),
+        (np.arange(40), {"covariates": ["weight"]}, SettingError, "Column 'weight' is not in the cohort"),
+    ],
+)
+def test_a_number_that_cannot_be_asked_about_says_why(scans, values, options, error, words):
+    scans = scans.assign(mmse=values, twice=2.0 * (np.arange(40) % 3))
+    with pytest.raises(error, match=words):
+        compare_target(scans, target="mmse", **options)
+    with pytest.raises(NotComparableError, match="no column 'absent'"):
+        compare_target(scans, target="absent")
+
+
+def test_as_many_confounds_as_subjects_are_refused(scans, rng):
+    many = scans.assign(**{f"c{i}": rng.normal(size=40) for i in range(31)}, mmse=rng.normal(size=40))
+    covariates = [f"c{i}" for i in range(31)]
+    with pytest.raises(NotComparableError, match="too few: 40 subjects for 31 confounds"):
+        compare_groups(many, group="group", covariates=covariates)
+    with pytest.raises(NotComparableError, match="too few: 40 subjects for 31 confounds"):
+        compare_target(many, target="mmse", covariates=covariates)

@@ -45,6 +45,54 @@ def test_permuted_correlation_equals_a_loop_of_freedman_lane(rng, dtype):
     np.testing.assert_allclose(found.p_fwe, expected)
 
 
+def test_flipped_signs_equal_a_loop_that_residualises_again(rng):
+    x, z, c = rng.normal(size=(24, 2)), rng.normal(size=(24, 2)), rng.normal(size=(24, 1)) + 3
+    x[:, 0] += z[:, 1]
+    flips, orders = rng.choice([-1.0, 1.0], size=(60, 24)), stats.permutations(24, 60, seed=1)
+    residual = stats.residualise(z, c)
+    for order, given in ((orders, orders), (np.tile(np.arange(24), (60, 1)), None)):
+        found = stats.permuted_correlation(x, z, given, confounds=c, flips=flips)
+        loops = np.array(
+            [
+                [[partial_correlation(x[:, r], f * residual[o, j], c) for j in range(2)] for r in range(2)]
+                for o, f in zip(order, flips, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(found.maxima, np.abs(loops).max(axis=(1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_single_precision_gives_the_p_values_of_double_precision(rng, share):
+    x, z, c = rng.normal(size=(40, 12)), rng.normal(size=(40, 7)), rng.normal(size=(40, 2))
+    orders = stats.permutations(40, 999, seed=4)
+    test = stats.permuted_share if share else stats.permuted_correlation
+    found = [test(x, z, orders, confounds=c, dtype=dtype) for dtype in (np.float32, np.float64)]
+    for name in ("p_value", "p_fwe"):
+        single, double = (getattr(one, name) for one in found)
+        # Two statistics may fall on other sides of one another by rounding, but no more than that.
+        assert np.abs(single - double).max() <= 1 / 1000
+
+
+def test_progress_is_shown_when_the_work_is_named(rng, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stats, "track", lambda items, *, total, label: seen.append((total, label)) or items)
+    monkeypatch.setattr(stats, "BATCH_BYTES", 2_000)
+    x, orders = rng.normal(size=(20, 3)), stats.permutations(20, 50, seed=2)
+    quiet = stats.permuted_correlation(x, x, orders)
+    named = stats.permuted_correlation(x, x, orders, label="lrcp")
+    assert len(seen) == 1
+    assert seen[0][1] == "lrcp"
+    assert seen[0][0] > 1
+    np.testing.assert_array_equal(quiet.p_value, named.p_value)
+
+
+def test_orders_and_flips_come_in_equal_numbers(rng):
+    x = rng.normal(size=(10, 1))
+    for orders, flips in ((None, None), (stats.permutations(10, 5, seed=0), np.ones((6, 10)))):
+        with pytest.raises(SettingError, match="orders and flips were given"):
+            stats.permuted_correlation(x, x, orders, flips=flips)
+
+
 def test_the_batch_size_changes_nothing(rng, monkeypatch):
     x, z, orders = rng.normal(size=(20, 3)), rng.normal(size=(20, 4)), stats.permutations(20, 50, seed=2)
     whole = stats.permuted_correlation(x, z, orders)
@@ -97,6 +145,9 @@ def test_permuted_r2_with_confounds_equals_a_loop_of_ridge_fits(rng, penalty):
     residual = stats.residualise(values, c)
     observed = np.array([share(v) for v in values.T])
     maxima = np.array([max(share(residual[o, 0]), share(residual[o, 1])) for o in orders])
+    each = np.array([[share(v[o]) for v in residual.T] for o in orders])
+    single = stats.permuted_share(values, predictors, orders, confounds=c, penalty=penalty, dtype=np.float64)
+    np.testing.assert_allclose(single.p_value, (1 + (each >= observed).sum(axis=0)) / 61)
     found, p = stats.permuted_r2(values, predictors, orders, confounds=c, penalty=penalty, dtype=np.float64)
     np.testing.assert_allclose(found, observed)
     np.testing.assert_allclose(p, (1 + (maxima[:, None] >= observed).sum(axis=0)) / 61)

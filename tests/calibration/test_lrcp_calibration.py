@@ -1,77 +1,25 @@
-"""Calibration of LRCP on array-level factor-model cohorts: no image, no training, the latents are PCA of voxels."""
-
-from dataclasses import dataclass
+"""LRCP on array-level cohorts: p-values are uniform under the null, and the conjunction holds its family-wise level."""
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest
+from tests.calibration.cohorts import Cohort, Condition, make_cohort
+from tests.calibration.studies import LEVEL, STUDIES, UNTOLD
+from tests.calibration.table import any_region
 
 from nilatent.analysis import discriminability as disc
 from nilatent.analysis import stats
-from nilatent.analysis.contrast import Comparison
-from nilatent.analysis.lrcp import LrcpConfig, Profile, profile, ranking_score
+from nilatent.analysis.lrcp import LrcpConfig, lrcp
 
-PLANTED = (3, 11)
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    latents: np.ndarray
-    regions: np.ndarray
-    is_case: np.ndarray
-    confounds: np.ndarray
+SMALL = Condition(n=30, n_regions=12, n_latent=4, planted=(3,), neighbours=0.0)
+N_PERMUTATIONS = 99
 
 
-def cohort(
-    seed: int,
-    *,
-    n: int = 40,
-    n_regions: int = 16,
-    n_latent: int = 6,
-    effect: float = 0.0,
-    age_effect: float = 0.0,
-    cases: float = 0.5,
-) -> Cohort:
-    """Regions share a size factor and network factors; with an age effect, age acts on regions and on the group."""
-    rng = np.random.default_rng([seed, n, n_regions])
-    age = rng.normal(size=n)
-    is_case = np.argsort(np.argsort(age_effect * age + rng.normal(size=n))) < round(cases * n)
-    x = rng.normal(size=(n, 1)) + rng.normal(size=(n, 4)) @ rng.normal(size=(4, n_regions)) * 0.5
-    x += rng.normal(size=(n, n_regions)) + 0.7 * age_effect * age[:, None]
-    x[np.ix_(is_case, PLANTED)] -= effect
-    voxels = np.repeat(x, 4, axis=1) + rng.normal(size=(n, 4 * n_regions))
-    voxels -= voxels.mean(axis=0)
-    latents = voxels @ np.linalg.svd(voxels, full_matrices=False)[2][:n_latent].T
-    regions = voxels.reshape(n, n_regions, 4).mean(axis=2)
-    confounds = np.column_stack([age, regions.mean(axis=1)])
-    return Cohort(latents, regions, is_case, confounds)
-
-
-def profiled(made: Cohort, seed: int, *, n_permutations: int = 99) -> Profile:
-    rows = np.arange(len(made.latents))
-    comparison = Comparison(rows, made.is_case, "A", "B", made.confounds, None, {})
-    config = LrcpConfig(n_permutations=n_permutations, n_permutations_linked=n_permutations, n_folds=5, seed=seed)
-    return profile(made.latents, made.regions, comparison, config, unadjusted=made.confounds[:, :1])
-
-
-def any_positive(result: Profile) -> tuple[bool, bool]:
-    """Whether any region is called, in the joint and in the linked reading."""
-    joint, linked = np.maximum(result.joint_p, result.readout_p), np.maximum(p_pair(result), result.linked.p_fwe)
-    return bool((joint <= 0.05).any()), bool((linked <= 0.05).any())
-
-
-def p_pair(result: Profile) -> np.ndarray:
-    return result.pooled.p_fwe.min(axis=1)
-
-
-def readout_p(made: Cohort, seed: int) -> tuple[float, bool]:
-    """p of one region by itself, and whether any region reaches family-wise p <= .05."""
-    folds = disc.label_free_folds(len(made.latents), 5, seed=seed)
-    scores, _ = disc.readout_scores(made.latents, made.regions, made.confounds, folds)
-    orders = stats.permutations(len(made.latents), 99, seed=seed)
-    targets = disc.balanced_targets(made.is_case)
-    test = stats.permuted_correlation(scores, targets, orders, confounds=made.confounds)
-    return float(test.p_value[0, 0]), bool((test.p_fwe <= 0.05).any())
+def arrays(made: Cohort) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Latents, regions, who is a case, and confounds."""
+    x = made.regions.to_numpy()
+    is_case = (made.scans["group"] == "patient").to_numpy()
+    return made.latents["mean"].values.astype(float), x, is_case, np.column_stack([made.scans["age"], x.mean(axis=1)])
 
 
 def assert_at_most_five_percent(found: list[bool]) -> None:
@@ -85,46 +33,76 @@ def assert_uniform(p_values: list[float], n_permutations: int) -> None:
     assert kstest(spread, "uniform").pvalue > 0.001
 
 
+def readout_p(seed: int) -> tuple[float, bool]:
+    """p of one region by itself, and whether any region reaches family-wise p <= .05."""
+    latents, regions, is_case, confounds = arrays(make_cohort(SMALL, seed))
+    folds = disc.label_free_folds(len(latents), 5, seed=seed)
+    scores, _ = disc.readout_scores(latents, regions, confounds, folds)
+    orders = stats.permutations(len(latents), N_PERMUTATIONS, seed=seed)
+    test = stats.permuted_correlation(scores, disc.balanced_targets(is_case), orders, confounds=confounds)
+    return float(test.p_value[0, 0]), bool((test.p_fwe <= 0.05).any())
+
+
 def test_any_region_is_discriminable_in_at_most_five_percent_of_null_cohorts():
-    results = [readout_p(cohort(seed, n=30, n_regions=12), seed) for seed in range(200)]
+    results = [readout_p(seed) for seed in range(100)]
     assert_at_most_five_percent([positive for _, positive in results])
-    assert_uniform([p for p, _ in results], 99)
+    assert_uniform([p for p, _ in results], N_PERMUTATIONS)
 
 
 def test_association_is_uniform_when_latents_are_shuffled_across_subjects():
     p_values, joint = [], []
     for seed in range(200):
-        made = cohort(seed, n=30, n_regions=12, n_latent=4)
-        latents = made.latents[np.random.default_rng(seed).permutation(30)]
-        orders = stats.permutations(30, 99, seed=seed + 10_000)
-        p_values.append(float(stats.permuted_correlation(made.regions, latents, orders).p_fwe.min()))
-        joint.append(float(stats.permuted_r2(made.regions, latents, orders, penalty=0.1)[1].min()))
+        latents, regions, *_ = arrays(make_cohort(SMALL, seed))
+        latents = latents[np.random.default_rng(seed).permutation(len(latents))]
+        orders = stats.permutations(len(latents), N_PERMUTATIONS, seed=seed + 10_000)
+        p_values.append(float(stats.permuted_correlation(regions, latents, orders).p_fwe.min()))
+        joint.append(float(stats.permuted_share(regions, latents, orders, penalty=0.1).p_fwe.min()))
     for found in (p_values, joint):
-        assert_uniform(found, 99)
+        assert_uniform(found, N_PERMUTATIONS)
         assert_at_most_five_percent([p <= 0.05 for p in found])
 
 
 def test_the_planted_regions_stand_at_the_head_of_the_table():
-    for seed in range(5):
-        result = profiled(cohort(seed, n=120, n_regions=40, n_latent=20, effect=1.8), seed)
-        assert set(np.argsort(-ranking_score(result.r2, result.readout_acc))[:2]) == set(PLANTED)
-        assert (result.readout_p[list(PLANTED)] <= 0.05).all()
+    condition = Condition(n=120, n_regions=40, n_latent=20, planted=(3, 21), effect=2.5)
+    config = LrcpConfig(covariates=("age",), n_permutations=N_PERMUTATIONS, n_permutations_linked=N_PERMUTATIONS)
+    for seed in range(3):
+        made = make_cohort(condition, seed)
+        found = lrcp(made.latents, made.regions, made.scans, made.weights, made.grid, made.mask, config).table
+        assert set(found["label"].iloc[:2]) == {4, 22}
+        assert (found["grade"].iloc[:2] == "strong").all()
+
+
+def study_rows(study: str, condition: str, n_cohorts: int) -> list[dict[str, float]]:
+    """Rows of other seeds than those of the table, so that both together say more than either."""
+    return [STUDIES[study].measure(condition, 10_000 + seed) for seed in range(n_cohorts)]
 
 
 @pytest.mark.slow
 @pytest.mark.calibration
-@pytest.mark.parametrize(
-    "condition",
-    [
-        {},
-        {"n": 100},
-        {"age_effect": 1.0, "n": 60},
-        {"cases": 0.25, "n": 60},
-        {"n_regions": 60, "n_latent": 16, "n": 60},
-    ],
-    ids=["n40", "n100", "age confounded", "unequal groups", "60 regions"],
-)
+@pytest.mark.parametrize("condition", LEVEL)
 def test_the_conjunction_holds_its_level(condition):
-    found = [any_positive(profiled(cohort(seed, **condition), seed, n_permutations=199)) for seed in range(1000)]
-    assert_at_most_five_percent([readout for readout, _ in found])
-    assert_at_most_five_percent([linked for _, linked in found])
+    rows = study_rows("regions", condition, 100)
+    for method in ("lrcp", "linked", "roi", "blend"):
+        assert_at_most_five_percent([bool(any_region(row, method)) for row in rows])
+
+
+@pytest.mark.slow
+@pytest.mark.calibration
+@pytest.mark.parametrize("condition", UNTOLD)
+def test_a_confound_that_nobody_was_told_of_shows(condition):
+    """Otherwise the confounded conditions would pass whatever the analysis does with confounds."""
+    rows = study_rows("regions", condition, 20)
+    assert np.mean([any_region(row, "lrcp") for row in rows]) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.calibration
+def test_what_is_class_mediated_gets_the_weaker_grade():
+    seen, mediated = (
+        study_rows("grades", condition, 20) for condition in ("the model sees the regions", "class-mediated")
+    )
+    strong_share = [
+        sum(row["strong"] for row in rows) / sum(row["lrcp_planted"] for row in rows) for rows in (seen, mediated)
+    ]
+    assert strong_share[0] > 0.9
+    assert strong_share[1] < 0.3

@@ -11,6 +11,7 @@ from nilatent.simulate import SimulationConfig, simulate
 
 SETTINGS = """
 seed = 1
+folds = 2
 [recipe]
 spacing_mm = 6.0
 [model]
@@ -18,8 +19,16 @@ n_latent = 4
 channels = [4, 8]
 [training]
 n_epochs = 3
+[projections]
+methods = ["pca", "pls"]
+n_permutations = 200
 [lrcp]
 n_permutations = 200
+[error_profile]
+models = ["ridge"]
+n_permutations = 99
+[agnostic]
+n_permutations = 99
 """
 
 

@@ -32,6 +32,8 @@ def test_every_pool_is_left_on_disk(finished: Path):
         "study.toml", "cohort/scans.tsv", "cohort/excluded.tsv", "prepared/quality.tsv", "volumes/volumes.npy", "split.tsv",
         "model/config.toml", "model/weights.safetensors", "model/history.tsv", "latents.tsv", "latents.nc", "regions.tsv",
         "findings/reconstruction/table.tsv", "findings/projections/table.tsv", "findings/lrcp/table.tsv", "report.html",
+        "folds/1/model/weights.safetensors", "folds/1/latents.nc", "folds/1/errors.tsv", "findings/agnostic/table.tsv",
+        "findings/error_profile/finding.json",
     ]  # fmt: skip
     assert [name for name in wanted if not (finished / name).is_file()] == []
 
@@ -65,7 +67,7 @@ def test_second_run_computes_nothing_again(finished: Path, simulated: Path, nila
     }
     result = nilatent("run", simulated, finished, *STUDY)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 10
+    assert result.stderr.count("up to date") == 14
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -179,7 +181,7 @@ def test_scans_left_out_follow_the_source_though_nothing_is_computed_again(
     result = nilatent("run", source, out, *STUDY)
     assert result.returncode == 1
     assert "sub-999" in result.stderr
-    assert result.stderr.count("up to date") == 9
+    assert result.stderr.count("up to date") == 13
     assert "sub-999" in (out / "report.html").read_text(encoding="utf-8")
     table.write_text(before)
     assert nilatent("run", source, out, *STUDY).returncode == 0
@@ -196,4 +198,4 @@ def test_a_copied_run_does_not_read_the_first_ones_maps(finished: Path, nilatent
     assert all(path.is_relative_to(copy) for path in places)
     result = nilatent("analyse", copy)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 9
+    assert result.stderr.count("up to date") == 13

@@ -1,7 +1,8 @@
-"""Which scans are compared and with which confounds: one per subject, two groups; or why they cannot be compared."""
+"""Which scans are compared and with which confounds: one per subject, two groups or a number; or why they cannot be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,39 @@ class Comparison:
     def label(self) -> str:
         """The contrast as it is written on the command line."""
         return f"{self.case}:{self.reference}"
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """A number of every subject, such as an age or a test score: one scan per subject, nothing missing.
+
+    Parameters
+    ----------
+    rows : ndarray
+        (n,) positions in the table of scans.
+    values : ndarray
+        (n,) float64 the number.
+    target : str
+        Name of its column.
+    confounds : ndarray
+        (n, confound) values, site as 0/1 columns.
+    blocks : ndarray or None
+        (n,) site, within which permutations stay.
+    left_out : dict[str, list[str]]
+        Reason to identifiers of the scans that were left out.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    target: str
+    confounds: np.ndarray
+    blocks: np.ndarray | None
+    left_out: dict[str, list[str]]
+
+    @property
+    def label(self) -> str:
+        """The name of the column."""
+        return self.target
 
 
 def level_words(values: pd.Series) -> pd.Series:
@@ -151,23 +185,141 @@ def compare_groups(
         raise NotComparableError("no group column")
     words = level_words(scans[group])
     case, reference = _levels(words, contrast, group)
+    of_contrast = words.isin([case, reference]).to_numpy()
+    reason = f"no value or another group in column '{group}'"
+    rows, confounds, blocks, left_out = _complete(
+        scans, of_contrast, reason=reason, covariates=covariates, site=site, what=f"scan of {case} or {reference}"
+    )
+    is_case = (words.iloc[rows] == case).to_numpy(dtype=bool)
+    _check(is_case, confounds, case, reference)
+    return Comparison(rows, is_case, case, reference, confounds, blocks, left_out)
+
+
+def contrasts_of(scans: pd.DataFrame, *, group: str, contrast: str = "") -> list[str]:
+    """Contrasts, each as :func:`compare_groups` takes it.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Holds the column `group`.
+    group : str
+        Column of the groups.
+    contrast : str
+        ``"A:B"``, or several with commas between: ``"A:B,C:B"``. Empty: of two groups their contrast; of more, every group
+        against the one that is named like a control group, or every pair when none or several are.
+
+    Returns
+    -------
+    list[str]
+        In the order written; of an empty contrast, in the order of the names of the groups.
+
+    Raises
+    ------
+    NotComparableError
+        When there is no group column, or an empty contrast meets fewer than two groups.
+    SettingError
+        When a contrast does not name two groups of the column, or one is named twice.
+
+    Examples
+    --------
+    >>> scans = pd.DataFrame({"group": ["AD", "MCI", "CN"]})
+    >>> contrasts_of(scans, group="group")
+    ['AD:CN', 'MCI:CN']
+    >>> contrasts_of(scans, group="group", contrast="AD:MCI, MCI:CN")
+    ['AD:MCI', 'MCI:CN']
+    """
+    if group not in scans:
+        raise NotComparableError("no group column")
+    words = level_words(scans[group])
+    levels = sorted(words.dropna().unique())
+    if not contrast and len(levels) > 2:
+        known = [level for level in levels if level.lower() in REFERENCE_WORDS]
+        if len(known) == 1:
+            return [f"{level}:{known[0]}" for level in levels if level != known[0]]
+        return [f"{first}:{second}" for first, second in combinations(levels, 2)]
+    # The name of a group may hold a comma.
+    sides = {side.strip() for side in contrast.partition(":")[::2]}
+    parts = [contrast] if sides <= set(levels) else contrast.split(",")
+    found = [":".join(_levels(words, part.strip(), group)) for part in parts]
+    if len({frozenset(label.split(":")) for label in found}) < len(found):
+        raise SettingError(f"The contrasts '{contrast}' compare the same two groups twice. Name each pair once.")
+    return found
+
+
+def compare_target(scans: pd.DataFrame, *, target: str, covariates: Sequence[str] = (), site: str = "") -> Gradient:
+    """Choose the scans that have a number.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Index scan_id; ``subject_id``, optionally ``session_id``, and the columns named here.
+    target : str
+        Column of numbers; a scan without one is left out and listed.
+    covariates : Sequence[str]
+        Columns removed as confounds; the target itself must not be among them.
+    site : str
+        Column of the site, removed as a confound, and the block within which permutations stay; empty for none.
+
+    Returns
+    -------
+    Gradient
+        The first session of each subject that has the number and every confound.
+
+    Raises
+    ------
+    NotComparableError
+        When there is no such column, too few subjects, or the confounds leave nothing of the target.
+    SettingError
+        When the column holds words, the target is a covariate too, or a covariate or the site does not exist.
+    """
+    if target not in scans:
+        raise NotComparableError(f"no column '{target}'")
+    if target in covariates:
+        raise SettingError(f"The target '{target}' is among the covariates, which removes it. Name it in one place.")
+    numbers = pd.to_numeric(scans[target], errors="coerce")
+    words = scans.loc[numbers.isna() & level_words(scans[target]).notna(), target]
+    if len(words):
+        raise SettingError(
+            f"The target '{target}' of scan {words.index[0]} is '{words.iloc[0]}', not a number ({len(words)} in all). "
+            "Name it as the group, or write n/a for a missing value."
+        )
+    known = np.isfinite(numbers.to_numpy(dtype=np.float64))
+    rows, confounds, blocks, left_out = _complete(
+        scans,
+        known,
+        reason=f"no value in column '{target}'",
+        covariates=covariates,
+        site=site,
+        what=f"scan with {target}",
+    )
+    values = numbers.to_numpy(dtype=np.float64)[rows]
+    if len(rows) < MIN_SUBJECTS:
+        raise NotComparableError(f"too few: {len(rows)} subjects with {target}; at least {MIN_SUBJECTS} are needed")
+    _check_degrees(confounds)
+    if not stats.varying(values, confounds)[0]:
+        raise NotComparableError(
+            f"'{target}' is constant, or the confounds explain it without remainder; drop the confound that equals it"
+        )
+    return Gradient(rows, values, target, confounds, blocks, left_out)
+
+
+def _complete(
+    scans: pd.DataFrame, wanted: np.ndarray, *, reason: str, covariates: Sequence[str], site: str, what: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, list[str]]]:
+    """Rows, confounds, blocks and who was left out: the first scan of each subject that has all it needs."""
     sites = [site] if site else []
     confounds = confound_matrix(scans, [*covariates, *sites], levels=sites)
     left_out: dict[str, list[str]] = {}
-    in_contrast = words.isin([case, reference]).to_numpy()
     complete = np.isfinite(confounds).all(axis=1)
-    _list(left_out, f"no value or another group in column '{group}'", scans.index[~in_contrast])
-    _list(left_out, "missing value in a confound", scans.index[in_contrast & ~complete])
-    usable = np.flatnonzero(in_contrast & complete)
+    _list(left_out, reason, scans.index[~wanted])
+    _list(left_out, "missing value in a confound", scans.index[wanted & ~complete])
+    usable = np.flatnonzero(wanted & complete)
     if len(usable) == 0:
-        raise NotComparableError(f"too few: no scan of {case} or {reference} has every confound")
+        raise NotComparableError(f"too few: no {what} has every confound")
     rows = usable[first_scans(scans.iloc[usable])]
     _list(left_out, "a later session of the same subject", scans.index[np.setdiff1d(usable, rows)])
-    is_case = (words.iloc[rows] == case).to_numpy(dtype=bool)
-    confounds = confounds[rows]
-    _check(is_case, confounds, case, reference)
     blocks = level_words(scans[site]).to_numpy()[rows].astype(str) if site else None
-    return Comparison(rows, is_case, case, reference, confounds, blocks, left_out)
+    return rows, confounds[rows], blocks, left_out
 
 
 def _list(left_out: dict[str, list[str]], reason: str, scan_ids: pd.Index) -> None:
@@ -204,11 +356,15 @@ def _check(is_case: np.ndarray, confounds: np.ndarray, case: str, reference: str
             f"too few: {n_case} {case} and {n_reference} {reference}; at least {MIN_SUBJECTS} subjects are needed, "
             f"{MIN_PER_GROUP} of each group"
         )
-    rank = stats.confound_basis(confounds, len(is_case)).shape[1]
-    if len(is_case) - rank - 1 < MIN_DEGREES:
-        raise NotComparableError(f"too few: {len(is_case)} subjects for {rank - 1} confounds")
+    _check_degrees(confounds)
     if not stats.varying(is_case.astype(float), confounds)[0]:
         raise NotComparableError(
             f"the confounds tell {case} from {reference} without error, so no effect of the group can be separated from "
             "them; drop the confound that equals the group"
         )
+
+
+def _check_degrees(confounds: np.ndarray) -> None:
+    rank = stats.confound_basis(confounds, len(confounds)).shape[1]
+    if len(confounds) - rank - 1 < MIN_DEGREES:
+        raise NotComparableError(f"too few: {len(confounds)} subjects for {rank - 1} confounds")

@@ -10,7 +10,7 @@ Phipson & Smyth 2010, doi:10.2202/1544-6115.1585. Westfall & Young 1993 (max-sta
 doi:10.1111/j.2517-6161.1995.tb02031.x.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,43 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student_t
 
+from nilatent.analysis.residuals import (
+    check_finite,
+    confound_basis,
+    partial_correlation,
+    residualise,
+    unit_residuals,
+    varying,
+)
 from nilatent.errors import SettingError
+from nilatent.progress import track
+
+# Analyses have one door to the statistics, this file.
+__all__ = [
+    "CorrelationTest",
+    "ShareTest",
+    "bootstrap_ratio",
+    "check_finite",
+    "confound_basis",
+    "correlation_p",
+    "fdr",
+    "max_p",
+    "n_draws",
+    "partial_correlation",
+    "permutations",
+    "permuted_batches",
+    "permuted_correlation",
+    "permuted_r2",
+    "permuted_share",
+    "residualise",
+    "unit_residuals",
+    "varying",
+]
 
 # Observed and permuted statistics come from different matrix products; a tie must count as a tie in float32 too.
 TIE = 2e-6
-BATCH_BYTES = 64 * 2**20
+# Shuffled columns of one matrix product: larger ones leave the cache, and gathering them then costs as much as the product.
+BATCH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,100 +77,6 @@ class CorrelationTest:
     p_value: np.ndarray
     p_fwe: np.ndarray
     maxima: np.ndarray
-
-
-def check_finite(values: np.ndarray, *, what: str) -> np.ndarray:
-    """Return the values as a two-dimensional float64 array.
-
-    Raises
-    ------
-    SettingError
-        When a value is missing or infinite, or when there are no rows.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.shape[0] == 0:
-        raise SettingError(f"{what} has no rows. Hand in at least two scans.")
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        raise SettingError(
-            f"{what} has a missing or infinite value in row {bad[0, 0]}, column {bad[0, 1]} ({len(bad)} in all). "
-            "Leave those rows out, and say so."
-        )
-    return values
-
-
-def residualise(values: np.ndarray, confounds: np.ndarray | None, *, fit_rows: np.ndarray | None = None) -> np.ndarray:
-    """Return what is left of each column after least squares on an intercept and the confounds.
-
-    Parameters
-    ----------
-    values : ndarray
-        (row, column) values.
-    confounds : ndarray or None
-        (row, confound) values without intercept; None removes the mean only.
-    fit_rows : ndarray or None
-        Rows on which the coefficients are fitted, such as the training scans of a fold; None fits on all rows.
-
-    Returns
-    -------
-    ndarray
-        (row, column) float64 residuals of all rows.
-    """
-    values = check_finite(values, what="The table to residualise")
-    rows = np.arange(len(values)) if fit_rows is None else np.asarray(fit_rows)
-    design = np.ones((len(values), 1))
-    if confounds is not None:
-        confounds = check_finite(confounds, what="The confounds")
-        centre, scale = confounds[rows].mean(axis=0), confounds[rows].std(axis=0)
-        # Columns of unit size, so that the numerical rank does not depend on whether age is in years or in days.
-        design = np.hstack([design, (confounds - centre) / np.where(scale > 0, scale, 1.0)])
-    coefficients = np.linalg.lstsq(design[rows], values[rows], rcond=1e-10)[0]
-    return np.asarray(values - design @ coefficients)
-
-
-def confound_basis(confounds: np.ndarray | None, n_rows: int) -> np.ndarray:
-    """(row, rank) orthonormal columns that span an intercept and the confounds; collinear confounds count once."""
-    intercept = np.full((n_rows, 1), 1 / np.sqrt(n_rows))
-    if confounds is None or np.size(confounds) == 0:
-        return intercept
-    centred = residualise(confounds, None)
-    size = np.linalg.norm(centred, axis=0)
-    # A constant confound says what the intercept says, up to rounding.
-    kept = centred[:, size > 1e-10 * (1 + np.abs(np.asarray(confounds)).reshape(n_rows, -1).max(axis=0))]
-    if kept.shape[1] == 0:
-        return intercept
-    left, singular, _ = np.linalg.svd(kept / np.linalg.norm(kept, axis=0), full_matrices=False)
-    return np.hstack([intercept, left[:, singular > 1e-8 * singular[0]]])
-
-
-def unit_residuals(values: np.ndarray, basis: np.ndarray, *, what: str) -> np.ndarray:
-    """Columns orthogonal to the basis and of unit length, so that products of them are partial correlations.
-
-    Raises
-    ------
-    SettingError
-        When a column is constant or is explained by the confounds without remainder.
-    """
-    values = check_finite(values, what=what)
-    residuals = values - basis @ (basis.T @ values)
-    residuals -= basis @ (basis.T @ residuals)
-    size = np.linalg.norm(residuals, axis=0)
-    empty = np.flatnonzero(size <= 1e-9 * np.linalg.norm(values, axis=0))
-    if len(empty):
-        raise SettingError(
-            f"{what}: column {empty[0]} is constant, or the confounds explain it without remainder, so no correlation "
-            "exists. Drop the column or the confound that equals it."
-        )
-    return np.asarray(residuals / size)
-
-
-def varying(values: np.ndarray, confounds: np.ndarray | None = None) -> np.ndarray:
-    """(column,) bool: the column still varies once the confounds are removed."""
-    values = check_finite(values, what="The table")
-    basis = confound_basis(confounds, len(values))
-    left = np.linalg.norm(values - basis @ (basis.T @ values), axis=0)
-    return np.asarray(left > 1e-9 * np.maximum(np.linalg.norm(values, axis=0), np.finfo(float).tiny))
 
 
 def permutations(
@@ -182,10 +120,12 @@ def permutations(
 def permuted_correlation(
     left: np.ndarray,
     right: np.ndarray,
-    orders: np.ndarray,
+    orders: np.ndarray | None,
     *,
     confounds: np.ndarray | None = None,
+    flips: np.ndarray | None = None,
     dtype: type[np.floating] = np.float32,
+    label: str = "",
 ) -> CorrelationTest:
     """Partial correlations with p-values by the Freedman-Lane scheme and the maximum statistic.
 
@@ -197,12 +137,17 @@ def permuted_correlation(
     ----------
     left, right : ndarray
         (row, left) and (row, right) values; shuffle the side with fewer columns for speed.
-    orders : ndarray
-        (permutation, row) from :func:`permutations`.
+    orders : ndarray or None
+        (permutation, row) from :func:`permutations`; None leaves the rows in place, so that `flips` act alone.
     confounds : ndarray or None
         (row, confound) values removed from both sides.
+    flips : ndarray or None
+        (permutation, row) signs, 1 or -1, by which the shuffled residuals are multiplied, as of
+        :func:`nilatent.analysis.exchange.sign_flips`: for errors that are symmetric but differ in variance.
     dtype : type
         Precision of the products; float64 is the check of float32.
+    label : str
+        What to call this work when its progress is shown; empty shows none.
 
     Returns
     -------
@@ -212,35 +157,114 @@ def permuted_correlation(
     Raises
     ------
     SettingError
-        When a value is missing, or a column is constant once confounds are removed.
+        When a value is missing, a column is constant once confounds are removed, or neither orders nor flips are given.
     """
     basis = confound_basis(confounds, len(left))
-    x = unit_residuals(left, basis, what="The left table")
+    x = unit_residuals(left, basis, what="The left table").astype(dtype)
     z = unit_residuals(right, basis, what="The right table").astype(dtype)
-    n_left, n_right = x.shape[1], z.shape[1]
-    # Shuffled residuals keep their mean, so the intercept (first column) needs no second removal.
-    stacked = np.vstack([x.T, basis[:, 1:].T]).astype(dtype)
-    observed = stacked[:n_left] @ z
+    observed = x.T @ z
     threshold = np.abs(observed)[:, None, :] - TIE
-    exceeding = np.zeros((n_left, n_right), dtype=np.int64)
-    maxima = np.empty(len(orders))
-    per_permutation = (len(z) + 2 * len(stacked)) * n_right * np.dtype(dtype).itemsize
-    batch = max(1, BATCH_BYTES // per_permutation)
-    for start in range(0, len(orders), batch):
-        shuffled = np.take(z, orders[start : start + batch].T, axis=0)
-        products = (stacked @ shuffled.reshape(len(z), -1)).reshape(len(stacked), -1, n_right)
-        statistic = np.abs(products[:n_left])
-        if len(stacked) > n_left:
-            explained = np.square(products[n_left:]).sum(axis=0)
-            statistic /= np.sqrt(np.maximum(1 - explained, TIE))
+    exceeding = np.zeros(observed.shape, dtype=np.int64)
+    maxima = np.empty(n_draws(orders, flips))
+    for start, statistic in permuted_batches(x, z, basis, orders, flips=flips, label=label):
+        np.abs(statistic, out=statistic)
         exceeding += np.count_nonzero(statistic >= threshold, axis=1)
-        maxima[start : start + batch] = statistic.max(axis=(0, 2))
+        maxima[start : start + statistic.shape[1]] = statistic.max(axis=(0, 2))
     return CorrelationTest(
         observed=observed.astype(np.float64),
-        p_value=(1 + exceeding) / (1 + len(orders)),
+        p_value=(1 + exceeding) / (1 + len(maxima)),
         p_fwe=max_p(np.abs(observed), maxima),
         maxima=maxima,
     )
+
+
+def n_draws(orders: np.ndarray | None, flips: np.ndarray | None) -> int:
+    """How many permutations or sign flips there are.
+
+    Raises
+    ------
+    SettingError
+        When neither is given, or their numbers differ.
+    """
+    given: list[int] = [len(draws) for draws in (orders, flips) if draws is not None]
+    if not given or given[0] != given[-1]:
+        raise SettingError(
+            f"{given} orders and flips were given. Draw orders, flips, or as many of the one as of the other."
+        )
+    return given[0]
+
+
+def permuted_batches(
+    x: np.ndarray,
+    z: np.ndarray,
+    basis: np.ndarray,
+    orders: np.ndarray | None,
+    *,
+    flips: np.ndarray | None = None,
+    label: str = "",
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Partial correlations under batch after batch of permutations.
+
+    Parameters
+    ----------
+    x, z : ndarray
+        (row, left) and (row, right) columns from :func:`unit_residuals`, of one precision; z is shuffled.
+    basis : ndarray
+        (row, rank) from :func:`confound_basis`.
+    orders, flips : ndarray or None
+        (permutation, row) order and signs of the rows of z.
+    label : str
+        What to call this work when its progress is shown; empty shows none.
+
+    Yields
+    ------
+    start : int
+        Number of the first permutation of the batch.
+    statistic : ndarray
+        (left, batch, right) correlations with their sign, overwritten by the next batch.
+    """
+    n_left, n_right, total = x.shape[1], z.shape[1], n_draws(orders, flips)
+    # Shuffled residuals keep their mean, so the intercept (first column) needs no second removal; flipped ones do not.
+    stacked = np.ascontiguousarray(np.vstack([x.T, basis[:, 1 if flips is None else 0 :].T]), dtype=z.dtype)
+    batch = max(1, min(BATCH_BYTES // ((len(z) + len(stacked)) * n_right * z.itemsize), total))
+    starts = range(0, total, batch)
+    shuffled, products = (np.empty((rows, batch, n_right), dtype=z.dtype) for rows in (len(z), len(stacked)))
+    for start in track(starts, total=len(starts), label=label) if label else starts:
+        size = min(batch, total - start)
+        if size < shuffled.shape[1]:
+            shuffled, products = (np.empty((len(part), size, n_right), z.dtype) for part in (shuffled, products))
+        if orders is None:
+            shuffled[:] = z[:, None, :]
+        else:
+            # Orders are valid rows by construction; clipping spares numpy a second buffer.
+            np.take(z, orders[start : start + size].T, axis=0, out=shuffled, mode="clip")
+        if flips is not None:
+            shuffled *= flips[start : start + size].T[:, :, None]
+        np.matmul(stacked, shuffled.reshape(len(z), -1), out=products.reshape(len(stacked), -1))
+        statistic = products[:n_left]
+        if len(stacked) > n_left:
+            explained = np.square(products[n_left:]).sum(axis=0)
+            statistic /= np.sqrt(np.maximum(1 - explained, TIE))
+        yield start, statistic
+
+
+@dataclass(frozen=True, eq=False)
+class ShareTest:
+    """Share of the variance of each column that predictors explain, and its permutation p-values; all (column,).
+
+    Parameters
+    ----------
+    share : ndarray
+        In [0, 1].
+    p_value : ndarray
+        p of each column by itself.
+    p_fwe : ndarray
+        p corrected for all columns by the maximum statistic.
+    """
+
+    share: np.ndarray
+    p_value: np.ndarray
+    p_fwe: np.ndarray
 
 
 def permuted_r2(
@@ -252,6 +276,20 @@ def permuted_r2(
     penalty: float = 0.0,
     dtype: type[np.floating] = np.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Share and family-wise p of :func:`permuted_share`."""
+    found = permuted_share(values, predictors, orders, confounds=confounds, penalty=penalty, dtype=dtype)
+    return found.share, found.p_fwe
+
+
+def permuted_share(
+    values: np.ndarray,
+    predictors: np.ndarray,
+    orders: np.ndarray,
+    *,
+    confounds: np.ndarray | None = None,
+    penalty: float = 0.0,
+    dtype: type[np.floating] = np.float32,
+) -> ShareTest:
     """Share of each column's variance that all predictors explain jointly, with its permutation p-value.
 
     Parameters
@@ -272,10 +310,8 @@ def permuted_r2(
 
     Returns
     -------
-    share : ndarray
-        (column,) in [0, 1].
-    p_fwe : ndarray
-        (column,) p-value corrected for all columns by the maximum statistic.
+    ShareTest
+        Share, p by column and family-wise.
 
     Raises
     ------
@@ -294,24 +330,14 @@ def permuted_r2(
     predictors = unit_residuals(np.asarray(predictors)[:, kept], basis, what="The predictors")
     left, singular, _ = np.linalg.svd(predictors, full_matrices=False)
     left, variance = left[:, singular > 1e-8 * singular[0]], np.square(singular[singular > 1e-8 * singular[0]])
-    weighted = left * np.sqrt(variance / (variance + penalty))
-    stacked, n_directions = np.vstack([weighted.T, basis[:, 1:].T]).astype(dtype), weighted.shape[1]
-    observed = np.square(stacked[:n_directions] @ z).sum(axis=0)
-    maxima = np.empty(len(orders))
-    batch = max(1, BATCH_BYTES // ((len(z) + 2 * len(stacked)) * z.shape[1] * np.dtype(dtype).itemsize))
-    for start in range(0, len(orders), batch):
-        shuffled = np.take(z, orders[start : start + batch].T, axis=0)
-        products = np.square(stacked @ shuffled.reshape(len(z), -1)).reshape(len(stacked), -1, z.shape[1])
-        left_over = np.maximum(1 - products[n_directions:].sum(axis=0), TIE)
-        maxima[start : start + batch] = (products[:n_directions].sum(axis=0) / left_over).max(axis=1)
-    return observed.astype(np.float64), max_p(observed, maxima)
-
-
-def partial_correlation(left: np.ndarray, right: np.ndarray, confounds: np.ndarray | None) -> np.ndarray:
-    """(left, right) correlation of every pair of columns once the confounds are removed from both."""
-    basis = confound_basis(confounds, len(left))
-    x, z = unit_residuals(left, basis, what="The left table"), unit_residuals(right, basis, what="The right table")
-    return np.asarray(x.T @ z)
+    weighted = (left * np.sqrt(variance / (variance + penalty))).astype(dtype)
+    observed = np.square(weighted.T @ z).sum(axis=0)
+    exceeding, maxima = np.zeros(len(observed), dtype=np.int64), np.empty(len(orders))
+    for start, statistic in permuted_batches(weighted, z, basis, orders):
+        share = np.square(statistic, out=statistic).sum(axis=0)
+        exceeding += np.count_nonzero(share >= observed - TIE, axis=0)
+        maxima[start : start + len(share)] = share.max(axis=1)
+    return ShareTest(observed.astype(np.float64), (1 + exceeding) / (1 + len(orders)), max_p(observed, maxima))
 
 
 def max_p(observed: np.ndarray, maxima: np.ndarray) -> np.ndarray:

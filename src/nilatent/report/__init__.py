@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import nilatent
 from nilatent.finding import Finding
-from nilatent.plots import brain, lrcp, projections, reconstruction
+from nilatent.plots import agnostic, brain, error_profile, lrcp, projections, reconstruction
 from nilatent.plots import search as search_plot
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
@@ -84,7 +84,11 @@ SECTIONS: tuple[FindingSection, ...] = (
         projections.draw,
         "How the scans lie to one another in the latents, and what that order follows.",
         projections.COLUMN_NAMES,
-        more={"projections-relations": projections.draw_relations},
+        more={
+            "projections-spaces": projections.draw_spaces,
+            "projections-quality": projections.draw_quality,
+            "projections-relations": projections.draw_relations,
+        },
         scatter=projections.scatter,
     ),
     FindingSection(
@@ -93,7 +97,24 @@ SECTIONS: tuple[FindingSection, ...] = (
         lrcp.draw,
         "Which regions the latents carry, and whether what they carry tells the groups apart.",
         lrcp.COLUMN_NAMES,
+        more={"lrcp-profile": lrcp.draw_profile},
         maps=lrcp.MAPS,
+    ),
+    FindingSection(
+        "Error profile",
+        "error_profile",
+        error_profile.draw,
+        "Which regions tell how well a brain is reconstructed by a model that has not seen it.",
+        error_profile.COLUMN_NAMES,
+        maps=error_profile.MAPS,
+    ),
+    FindingSection(
+        "Agnostic validation",
+        "agnostic",
+        agnostic.draw,
+        "What can be certified whatever the distribution of the data: bounds on the error for people not in the study.",
+        agnostic.COLUMN_NAMES,
+        maps=agnostic.MAPS,
     ),
 )
 """The findings of the page, in order. One that is absent from the run becomes a line "not run"."""

@@ -20,7 +20,11 @@ def paragraphs(run: Run) -> tuple[str, ...]:
         _search,
         _reconstruction,
         _regions,
+        _crossfit,
+        _projections,
         _lrcp,
+        _error_profile,
+        _agnostic,
         _software,
     )
     return tuple(text for stage in stages if (text := stage(run)))
@@ -162,6 +166,64 @@ def _regions(run: Run) -> str:
     )
 
 
+def _crossfit(run: Run) -> str:
+    n_folds = int(run.settings.get("folds", 0) or 0)
+    if n_folds == 0 or "fold 0" not in run.records:
+        return ""
+    return (
+        f"The model was cross-fitted: {n_folds} further models were trained the same way, each without one fold of the persons, "
+        "so that every scan is described by a model that has not seen its person. Coordinates of different models are never "
+        "pooled; only quantities in units of the image or of a region are."
+    )
+
+
+def _projections(run: Run) -> str:
+    if not run.done("projections"):
+        return ""
+    settings = run.findings["projections"].settings
+    names = {
+        "pca": "principal components",
+        "pls": "partial least squares [pls]",
+        "tsne": "t-SNE [tsne]",
+        "umap": "UMAP [umap]",
+    }
+    table = run.findings["projections"].table
+    made = {str(name).lower().replace("-", "") for name in table.get("method", ["PCA"])}
+    drawn = [name for method, name in names.items() if method in made]
+    return (
+        f"Latents were projected by {', '.join(drawn)}, fitted on the training scans, with the others placed in the map; "
+        "the same maps of regional means and of voxel components stand beside. How well neighbours are kept is trustworthiness "
+        "and continuity [trust]; whether scans of the same kind lie together is the share of like neighbours, with a permutation "
+        f"p-value ({settings.get('n_permutations', 0):,} permutations)."
+    )
+
+
+def _error_profile(run: Run) -> str:
+    if not run.done("error_profile"):
+        return ""
+    settings = run.findings["error_profile"].settings
+    return (
+        "The error profile regresses the logarithm of each scan's reconstruction error, by a model that has not seen the person, "
+        "on standardised regional grey matter, beyond a null model of total grey matter, head size, covariates and site; ridge "
+        "regression and gradient-boosted trees were fitted in nested cross-validation over persons. Regions are attributed by "
+        f"SHAP values [shap] [treeshap] of held-out scans only where their gain is significant by permutation [freedman] "
+        f"({settings.get('n_permutations', 0):,} permutations, trees {settings.get('n_permutations_trees', 0):,} with early "
+        "stopping [besag])."
+    )
+
+
+def _agnostic(run: Run) -> str:
+    if not run.done("agnostic"):
+        return ""
+    settings = run.findings["agnostic"].settings
+    return (
+        "Agnostic validation bounds the error for any distribution of the data with probability "
+        f"{number_text(1 - settings.get('eta', 0.05))}: balanced error of held-out folds plus a bound in the number of "
+        "dimensions (cross-validated upper bound [cubv]; statistical agnostic mapping of regions [sam]; statistical agnostic "
+        "regression [sar]), with a permutation p-value beside each. A bound is a certificate and never the decision."
+    )
+
+
 def _lrcp(run: Run) -> str:
     if not run.done("lrcp"):
         return ""
@@ -171,12 +233,20 @@ def _lrcp(run: Run) -> str:
     # What was really removed: the covariates asked for, total grey matter and head size where adjusted for, and the site.
     confounds = [*(settings.get("confounds") or ()), *([settings["site"]] if settings.get("site") else [])]
     removed = f" after removing {', '.join(confounds)}" if confounds else ""
+    if settings.get("target"):
+        asked = f"whether what they carry of the region follows {settings['target']}"
+    else:
+        asked = "whether what they carry of the region separates the groups"
+    several = "," in str(settings.get("contrast", ""))
+    number = " p was multiplied by the number of contrasts." if several else ""
+    models = settings.get("n_models") or 0
+    crossed = f" Every scan was judged by the one of {models} models that has not seen its person." if models else ""
     blocks = f", permuted within the levels of {settings['site']}" if settings.get("site") else ""
     return (
         f"Latent-regional correlation profiling (LRCP as implemented here) joined two tests{how} [freedman] [winkler]"
-        f"{removed}{blocks}: whether the latents are associated with a region's grey matter, and whether what they carry of the "
-        "region separates the groups. Both hold family-wise over regions by the maximum statistic; a region is positive "
-        "when both are significant. False discovery rates are given beside them [fdr]."
+        f"{removed}{blocks}: whether the latents are associated with a region's grey matter, and {asked}. Both hold family-wise "
+        "over regions by the maximum statistic; a region is called when both are significant and its own grey matter, tested "
+        f"among the regions found, agrees.{number}{crossed} False discovery rates are given beside them [fdr]."
     )
 
 

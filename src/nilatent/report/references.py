@@ -115,4 +115,51 @@ REFERENCES: dict[str, Reference] = {
         "Lancet 1986;327:307-310.",
         "10.1016/S0140-6736(86)90837-8",
     ),
+    "pls": Reference(
+        "Wold S, Sjöström M, Eriksson L. PLS-regression: a basic tool of chemometrics. Chemometrics and "
+        "Intelligent Laboratory Systems 2001;58:109-130.",
+        "10.1016/S0169-7439(01)00155-1",
+    ),
+    "tsne": Reference(
+        "Poličar PG, Stražar M, Zupan B. Embedding to reference t-SNE space addresses batch effects in "
+        "single-cell classification. Machine Learning 2023;112:721-740.",
+        "10.1007/s10994-021-06043-1",
+    ),
+    "umap": Reference(
+        "McInnes L, Healy J, Melville J. UMAP: Uniform manifold approximation and projection for dimension "
+        "reduction. 2018.",
+        "10.48550/arXiv.1802.03426",
+    ),
+    "trust": Reference(
+        "Venna J, Kaski S. Neighborhood preservation in nonlinear projection methods: an experimental study. "
+        "ICANN 2001:485-491.",
+        "10.1007/3-540-44668-0_68",
+    ),
+    "shap": Reference(
+        "Lundberg SM, Lee SI. A unified approach to interpreting model predictions. NeurIPS 2017.",
+        "10.48550/arXiv.1705.07874",
+    ),
+    "treeshap": Reference(
+        "Lundberg SM, et al. From local explanations to global understanding with explainable AI for trees. "
+        "Nature Machine Intelligence 2020;2:56-67.",
+        "10.1038/s42256-019-0138-9",
+    ),
+    "besag": Reference(
+        "Besag J, Clifford P. Sequential Monte Carlo p-values. Biometrika 1991;78:301-304.",
+        "10.1093/biomet/78.2.301",
+    ),
+    "cubv": Reference(
+        "Gorriz JM, et al. Is K-fold cross validation the best model selection method for machine learning? 2024.",
+        "10.48550/arXiv.2401.16407",
+    ),
+    "sam": Reference(
+        "Gorriz JM, et al. Statistical agnostic mapping: a framework in neuroimaging based on concentration "
+        "inequalities. Information Fusion 2021;66:198-212.",
+        "10.1016/j.inffus.2020.09.008",
+    ),
+    "sar": Reference(
+        "Gorriz JM, et al. Statistical agnostic regression: a machine learning method to validate regression "
+        "models. 2024.",
+        "10.48550/arXiv.2402.15213",
+    ),
 }

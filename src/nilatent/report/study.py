@@ -182,6 +182,7 @@ def _records(folder: Path) -> list[Path]:
         *folder.glob("*provenance.json"),
         *folder.glob("*/*provenance.json"),
         *folder.glob("findings/*/*provenance.json"),
+        *folder.glob("folds/*/provenance.json"),
     ]
     return sorted(set(found))
 
