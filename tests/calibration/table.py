@@ -18,9 +18,9 @@ from tests.calibration.studies import STUDIES
 LEVEL = 0.05
 METHODS = {
     "lrcp": "LRCP",
-    "own": "LRCP, own support",
-    "linked": "LRCP, linked",
-    "blend": "blend",
+    "lent": "without own support",
+    "joint": "joint",
+    "linked": "linked",
     "roi": "ROI t-test",
     "vbm": "VBM",
 }

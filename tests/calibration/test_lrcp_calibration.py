@@ -82,7 +82,7 @@ def study_rows(study: str, condition: str, n_cohorts: int) -> list[dict[str, flo
 @pytest.mark.parametrize("condition", LEVEL)
 def test_the_conjunction_holds_its_level(condition):
     rows = study_rows("regions", condition, 100)
-    for method in ("lrcp", "linked", "roi", "blend"):
+    for method in ("lrcp", "lent", "joint", "linked", "roi"):
         assert_at_most_five_percent([bool(any_region(row, method)) for row in rows])
 
 

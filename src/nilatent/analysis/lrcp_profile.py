@@ -16,6 +16,9 @@ from nilatent.analysis.contrast import Comparison, Gradient
 from nilatent.analysis.crossfit import CrossFit, crossfit_association
 from nilatent.errors import SettingError
 
+READ_SHARE = 0.5
+"""How much of the share that latents predict of a region goes to the readout in the blend."""
+
 
 @dataclass(frozen=True)
 class LrcpConfig:
@@ -36,10 +39,12 @@ class LrcpConfig:
         Column of the site: a confound, and the block within which permutations stay. Empty for none.
     adjust_global : bool
         Also remove total grey matter and head size, so that one global latent does not mark every region.
-    reading : {"joint", "linked"}
-        Which reading decides ``p_a`` and ``p_d``; the other stands beside it. *Joint* uses all latents at once and does
-        not depend on their basis: the region's share explained by all, and its out-of-fold readout from all. *Linked*
-        uses single latents: the largest correlation, and a classifier on the latents correlated with the region.
+    reading : {"blended", "joint", "linked"}
+        Which reading decides ``p_a`` and ``p_d``; the others stand beside it. *Blended* and *joint* use all latents at once
+        and do not depend on their basis. *Joint* asks for the region's share explained by all, and of its out-of-fold readout
+        from all whether it tells the groups apart. *Blended* asks the same of the region's grey matter blended with its
+        readout (:func:`blended`), and controls the false discovery rate of the first. *Linked* uses single latents: the
+        largest correlation, and a classifier on the latents correlated with the region.
     n_permutations : int
         Permutations of association and of the readout.
     n_permutations_linked : int
@@ -58,7 +63,7 @@ class LrcpConfig:
     covariates: tuple[str, ...] = ()
     site: str = ""
     adjust_global: bool = True
-    reading: Literal["joint", "linked"] = "joint"
+    reading: Literal["blended", "joint", "linked"] = "blended"
     n_permutations: int = 5000
     n_permutations_linked: int = 2000
     n_folds: int = 10
@@ -106,6 +111,12 @@ class Profile:
         Share of the number's variance predicted out of fold from the readout; NaN for groups.
     readout_p, readout_single_p : ndarray
         p of that correlation, family-wise over regions, and of the region by itself.
+    blend : ndarray
+        (scan, region) grey matter blended with its readout.
+    blend_acc, blend_r, blend_r2, blend_p : ndarray
+        Of the blend, what `readout_acc`, `readout_r`, `readout_r2` and `readout_p` are of the readout.
+    carried_q : ndarray
+        Association with all latents, by false discovery rate over regions.
     linked : LinkedTest
         The linked reading.
     region_p, region_single_p : ndarray
@@ -136,6 +147,12 @@ class Profile:
     readout_r2: np.ndarray
     readout_p: np.ndarray
     readout_single_p: np.ndarray
+    blend: np.ndarray
+    blend_acc: np.ndarray
+    blend_r: np.ndarray
+    blend_r2: np.ndarray
+    blend_p: np.ndarray
+    carried_q: np.ndarray
     linked: discriminability.LinkedTest
     region_p: np.ndarray
     region_single_p: np.ndarray
@@ -195,6 +212,9 @@ def profile(
     by_readout = stats.permuted_correlation(readout, targets, orders, confounds=confounds)
     by_region = stats.permuted_correlation(regions, targets, orders, confounds=confounds)
     joint = _joint(regions, latents, orders, confounds, crossed)
+    blend = blended(regions, readout, r2, confounds)
+    by_blend = stats.permuted_correlation(blend, targets, orders, confounds=confounds)
+    carried_q = stats.fdr(joint.p_value)
     pooled = stats.permuted_correlation(regions, latents, orders, confounds=confounds, label=label)
     linked = discriminability.linked_test(
         own,
@@ -206,10 +226,14 @@ def profile(
         orders=orders[: config.n_permutations_linked],
         label=label,
     )
-    called = np.maximum(joint.p_fwe, by_readout.p_fwe[:, 0]) <= config.alpha
-    if config.reading == "linked":
-        called = np.maximum(pooled.p_fwe.min(axis=1), linked.p_fwe) <= config.alpha
-    readout_r = by_readout.observed[:, 0]
+    readout_r, blend_r = by_readout.observed[:, 0], by_blend.observed[:, 0]
+    both = {
+        "blended": (carried_q, by_blend.p_fwe[:, 0]),
+        "joint": (joint.p_fwe, by_readout.p_fwe[:, 0]),
+        "linked": (pooled.p_fwe.min(axis=1), linked.p_fwe),
+    }
+    called = np.maximum(*both[config.reading]) <= config.alpha
+    way = blend_r if config.reading == "blended" else readout_r
     return Profile(
         pooled=pooled,
         centred=stats.permuted_correlation(regions, latents, centred_orders, confounds=with_target, label=label),
@@ -225,15 +249,51 @@ def profile(
         readout_r2=_predicted(readout, comparison, folds),
         readout_p=by_readout.p_fwe[:, 0],
         readout_single_p=by_readout.p_value[:, 0],
+        blend=blend,
+        blend_acc=_accuracy(blend, is_case, folds),
+        blend_r=blend_r,
+        blend_r2=_predicted(blend, comparison, folds),
+        blend_p=by_blend.p_fwe[:, 0],
+        carried_q=carried_q,
         linked=linked,
         region_p=by_region.p_fwe[:, 0],
         region_single_p=by_region.p_value[:, 0],
         region_r=by_region.observed[:, 0],
         weighted=discriminability.latent_weighted(own, regions, confounds, target, folds),
         readout_a=_diagonal(readout, regions, confounds),
-        own_p=own_p(regions, targets, orders, confounds=confounds, called=called, readout_r=readout_r),
+        own_p=own_p(regions, targets, orders, confounds=confounds, called=called, way=way),
         folds=folds,
     )
+
+
+def blended(regions: np.ndarray, readout: np.ndarray, r2: np.ndarray, confounds: np.ndarray | None) -> np.ndarray:
+    """Grey matter of each region blended with what the latents say of it: ``(1 - w) m + w readout``, w half of A2.
+
+    The readout has less noise than the region and lends it the effect of others; the region is noisy and its own. No label
+    shapes the weight, so a permutation test of the blend is exact. A region of which the latents know nothing stays itself.
+
+    Parameters
+    ----------
+    regions, readout : ndarray
+        (scan, region) grey matter, and its out-of-fold prediction from the latents.
+    r2 : ndarray
+        (region,) cross-validated share A2 of each region that the latents predict.
+    confounds : ndarray or None
+        (scan, confound) removed from both.
+
+    Returns
+    -------
+    ndarray
+        (scan, region), from parts of unit length.
+    """
+    basis = stats.confound_basis(confounds, len(regions))
+    # A readout that says the same of everybody says nothing.
+    speaks = stats.varying(readout, confounds)
+    read = np.zeros(regions.shape)
+    if speaks.any():
+        read[:, speaks] = stats.unit_residuals(readout[:, speaks], basis, what="The readout")
+    share = np.where(speaks, READ_SHARE * np.clip(r2, 0, 1), 0.0)
+    return np.asarray((1 - share) * stats.unit_residuals(regions, basis, what="The regions") + share * read)
 
 
 def own_p(
@@ -243,7 +303,7 @@ def own_p(
     *,
     confounds: np.ndarray | None,
     called: np.ndarray,
-    readout_r: np.ndarray,
+    way: np.ndarray,
 ) -> np.ndarray:
     """Whether a called region's own grey matter supports it: few latents describe many regions and lend them effects.
 
@@ -262,18 +322,18 @@ def own_p(
         (scan, confound) removed from both.
     called : ndarray
         (region,) bool.
-    readout_r : ndarray
-        (region,) correlation of the readout with the target, for its direction.
+    way : ndarray
+        (region,) correlation with the target of what decided, for its direction.
 
     Returns
     -------
     ndarray
-        (region,) p; 1 where the grey matter goes the other way than the readout, NaN where a region is not called.
+        (region,) p; 1 where the grey matter goes the other way, NaN where a region is not called.
     """
     found, chosen = np.full(len(called), np.nan), np.flatnonzero(called)
     if len(chosen):
         test = stats.permuted_correlation(regions[:, chosen], targets, orders, confounds=confounds)
-        agrees = np.sign(test.observed[:, 0]) == np.sign(readout_r[chosen])
+        agrees = np.sign(test.observed[:, 0]) == np.sign(way[chosen])
         found[chosen] = np.where(agrees, test.p_fwe[:, 0], 1.0)
     return found
 

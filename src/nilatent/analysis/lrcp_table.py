@@ -59,6 +59,8 @@ def over_contrasts(found: Profile, n_contrasts: int) -> Profile:
         joint_centred_p=raised(found.joint_centred_p),
         joint_unadjusted_p=raised(found.joint_unadjusted_p),
         readout_p=raised(found.readout_p),
+        blend_p=raised(found.blend_p),
+        carried_q=raised(found.carried_q),
         region_p=raised(found.region_p),
         linked=replace(found.linked, p_fwe=raised(found.linked.p_fwe)),
         pooled=replace(found.pooled, p_fwe=raised(found.pooled.p_fwe)),
@@ -95,17 +97,22 @@ def region_table(
         correlation of the out-of-model readout with its region.
     """
     linked, p_pair, p_pair_centred = found.linked, found.pooled.p_fwe.min(axis=1), found.centred.p_fwe.min(axis=1)
-    if config.reading == "joint":
-        p_a, p_centred, bal_acc, p_d = found.joint_p, found.joint_centred_p, found.readout_acc, found.readout_p
-    else:
-        p_a, p_centred, bal_acc, p_d = p_pair, p_pair_centred, linked.bal_acc, linked.p_fwe
+    decided = {
+        "blended": (found.carried_q, found.joint_centred_p, found.blend_acc, found.blend_p),
+        "joint": (found.joint_p, found.joint_centred_p, found.readout_acc, found.readout_p),
+        "linked": (p_pair, p_pair_centred, linked.bal_acc, linked.p_fwe),
+    }
+    p_a, p_centred, bal_acc, p_d = decided[config.reading]
+    r_target, r2_target = (
+        (found.blend_r, found.blend_r2) if config.reading == "blended" else (found.readout_r, found.readout_r2)
+    )
     p = np.maximum(p_a, p_d)
     # Few latents describe many regions and can lend one the effect of another: among the regions found, a region's own grey
     # matter has to speak too. Where none was found there is nothing to ask, and its p is NaN.
     called = (p <= config.alpha) & ~(found.own_p > config.alpha)
     groups = isinstance(asked, Comparison)
     held = np.where(p_centred <= config.alpha, "strong", "class-mediated" if groups else "target-mediated")
-    skill = bal_acc if groups else (1 + np.sqrt(np.maximum(found.readout_r2, 0))) / 2
+    skill = bal_acc if groups else (1 + np.sqrt(np.maximum(r2_target, 0))) / 2
     table = pd.DataFrame(
         {
             "name": names,
@@ -116,10 +123,10 @@ def region_table(
             "p_d": p_d,
             "p": p,
             "grade": np.where(called, held, "none"),
-            "badge": region_badges(found, asked),
+            "badge": region_badges(found.blend if config.reading == "blended" else found.readout, found.folds, asked),
             "rank": 0,
             "score": ranking_score(found.r2, skill),
-            "direction": directions(found, asked),
+            "direction": directions(r_target, asked),
             "r2_latents": found.r2,
             "latent_weighted": found.weighted,
             "p_own": found.own_p,
@@ -128,6 +135,7 @@ def region_table(
             "a_unadjusted": np.abs(found.a_unadjusted).max(axis=1),
             "p_unadjusted": found.joint_unadjusted_p,
             "p_joint": found.joint_p,
+            "p_blend": found.blend_p,
             "p_pair": p_pair,
             "bal_acc_readout": found.readout_acc,
             "p_readout": found.readout_p,
@@ -140,7 +148,7 @@ def region_table(
         | _own_grey_matter(found, regions, asked)
     )
     if not groups:
-        table["r_target"], table["r2_target"] = found.readout_r, found.readout_r2
+        table["r_target"], table["r2_target"] = r_target, r2_target
     return ranked(table)
 
 
@@ -159,23 +167,23 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rank=np.arange(1, len(table) + 1), q=stats.fdr(table["p_single"].to_numpy()))
 
 
-def directions(found: Profile, asked: Comparison | Gradient) -> np.ndarray:
-    """(region,) in words, which way what the latents carry of a region goes."""
+def directions(way: np.ndarray, asked: Comparison | Gradient) -> np.ndarray:
+    """(region,) in words, which way the partial correlation of what decided goes."""
     if isinstance(asked, Gradient):
-        return np.where(found.readout_r < 0, f"lower with {asked.target}", f"higher with {asked.target}")
-    lower = found.readout[asked.is_case].mean(axis=0) < found.readout[~asked.is_case].mean(axis=0)
-    return np.where(lower, f"lower in {asked.case}", f"higher in {asked.case}")
+        return np.where(way < 0, f"lower with {asked.target}", f"higher with {asked.target}")
+    return np.where(way < 0, f"lower in {asked.case}", f"higher in {asked.case}")
 
 
-def region_badges(found: Profile, asked: Comparison | Gradient) -> np.ndarray:
-    """(region,) badge of the classifier that cuts the region's readout; a number has none."""
+def region_badges(scores: np.ndarray, folds: np.ndarray, asked: Comparison | Gradient) -> np.ndarray:
+    """(region,) badge of the classifier that cuts each score (scan, region); a number has none."""
+    n_regions = scores.shape[1]
     if isinstance(asked, Gradient):
-        return np.full(len(found.r2), "not assessed")
-    if any(len(np.unique(asked.is_case[found.folds != fold])) < 2 for fold in np.unique(found.folds)):
-        return np.full(len(found.r2), bounds.INCONCLUSIVE)
-    called = discriminability.score_calls(found.readout, asked.is_case, found.folds)
-    errors = held_out.balanced_errors(called, asked.is_case, found.folds)
-    return bounds.badges(errors, held_out.effective_sizes(asked.is_case, found.folds), d=CUT_WEIGHTS)
+        return np.full(n_regions, "not assessed")
+    if any(len(np.unique(asked.is_case[folds != fold])) < 2 for fold in np.unique(folds)):
+        return np.full(n_regions, bounds.INCONCLUSIVE)
+    called = discriminability.score_calls(scores, asked.is_case, folds)
+    errors = held_out.balanced_errors(called, asked.is_case, folds)
+    return bounds.badges(errors, held_out.effective_sizes(asked.is_case, folds), d=CUT_WEIGHTS)
 
 
 def arrays(

@@ -89,6 +89,14 @@ def caveats(
         "region. Regions that share latents share its verdict, so it is not specific to a region.",
         "A region that is correlated with an affected region, or touches it, can be called with it.",
     ]
+    if config.reading == "blended":
+        lines.append(
+            "What is tested for the "
+            + (f"relation to {target}" if target else "difference")
+            + " is the region's grey matter blended with what the latents say of it, which counts by at most half and by the "
+            "share of the region that they predict: p_d is family-wise over regions. That latents carry the region is "
+            "controlled by false discovery rate: p_a is a q-value."
+        )
     if len(parts) > 1:
         lines.append(
             f"p is corrected for the regions by the maximum statistic and for the {len(parts)} contrasts by their number."
