@@ -112,8 +112,8 @@ def test_an_able_network_keeps_its_rate_and_the_last_restart_takes_the_anchor() 
 def test_an_anchor_that_the_scans_cannot_give_is_passed_over() -> None:
     settings = (dataclasses.replace(PLAIN, n_latent=30), TrainConfig())
     order = functools.partial(_ordered, able=True, last=True)
-    enough = _next(("mean local minimum",), settings, set(), order, n_training=31)
-    few = _next(("mean local minimum",), settings, set(), order, n_training=30)
+    enough = _next(("mean local minimum",), settings, set(), order, n_left=31)
+    few = _next(("mean local minimum",), settings, set(), order, n_left=30)
     assert enough is not None
     assert few is not None
     assert (enough[0][0].start, few[0][0].start) == ("pca", "none")
