@@ -324,16 +324,19 @@ def voxel_pca(
         )
     usual = given.mean(axis=0)
     given = given - usual
-    # In double precision: single precision would drown the small components.
-    gram = np.zeros((n_scans, n_scans))
+    # In double precision: single precision would drown the small components. Added up in place, in the lower triangle: of
+    # many scans a second such matrix would be most of what a training needs.
+    gram = np.zeros((n_scans, n_scans), order="F")
     for _, x in _blocks(volumes, rows):
-        gram += x @ x.T
+        gram = linalg.blas.dsyrk(1.0, x.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
+    if given.shape[1]:
+        gram += np.tril(gram, -1).T
     solve = _ridge(given, gram)
     if given.shape[1]:
         without = np.eye(n_scans) - given @ solve
         gram = without @ gram @ without.T
     total = float(np.trace(gram))
-    # Only the vectors asked for, and in place: all of them would be most of what a training of many scans needs.
+    # Only the vectors asked for, and in place.
     values, vectors = linalg.eigh(gram, subset_by_index=(n_scans - n_components, n_scans - 1), overwrite_a=True)
     values, vectors = values[::-1], vectors[:, ::-1]
     if at_most:
