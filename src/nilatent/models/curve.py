@@ -17,8 +17,10 @@ RIDGES = tuple(10.0 ** (0.5 * step) for step in range(-6, 3))
 N_FOLDS = 5
 # The gain must be this many standard errors. Three and not two, because the kernel is the best of many.
 N_STANDARD_ERRORS = 3.0
-# Choosing takes the cube of the number of scans, and the model keeps one centre per scan.
-MAX_SCANS = 1000
+# Choosing takes the cube of the number of scans and several matrices of its square, and the model keeps one centre per scan.
+MAX_SCANS = 500
+# No stored model has more.
+MAX_CENTRES = 1000
 # The fitted images are kept to this share of their variance, and to so many.
 SHARE_KEPT, MAX_RANK = 0.999, 64
 BLOCK_BYTES = 4 * 2**20

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nilatent.errors import NilatentError
 from nilatent.models import ModelConfig, build, empty_start
-from nilatent.models.curve import MAX_RANK, MAX_SCANS
+from nilatent.models.curve import MAX_CENTRES, MAX_RANK
 
 # A folder may come from a stranger: larger files are none of ours.
 MAX_BYTES = {"weights.safetensors": 2**34, "config.toml": 2**20}
@@ -96,7 +96,7 @@ def check_state(config: ModelConfig, state: Mapping[str, Tensor], *, n_condition
     _compare(sizes, {name: state[name] for name in sizes})
     mask = state["anchor.mask"] > 0
     n_centres, n_images = curve_sizes(state)
-    if n_centres > MAX_SCANS or n_images > MAX_RANK:
+    if n_centres > MAX_CENTRES or n_images > MAX_RANK:
         raise ValueError(f"anchor.curve has {n_centres} centres and {n_images} images, more than training ever keeps")
     start = empty_start(config, mask=mask, n_condition=n_condition, n_centres=n_centres, n_images=n_images)
     try:
