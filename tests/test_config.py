@@ -138,6 +138,8 @@ def test_folds_are_those_of_the_split(tmp_path: Path) -> None:
     write_config(config, tmp_path / "study.toml")
     assert read_config(tmp_path / "study.toml") == config
     assert read_config(tmp_path / "study.toml", overrides={"folds": 3}).split.n_folds == 3
+    write_config(read_config(), tmp_path / "plain.toml")
+    assert read_config(tmp_path / "plain.toml", overrides={"folds": 3}).split.n_folds == 3
     for wrong in ({"folds": 1}, {"folds": 4, "split.n_folds": 5}):
         with pytest.raises(SettingError, match="at least 2, and the same as"):
             read_config(overrides=wrong)

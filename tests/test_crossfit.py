@@ -77,7 +77,7 @@ def test_errors_are_those_of_a_pca_that_has_not_seen_the_subject(
     volumes: Volumes, parts: pd.DataFrame, tmp_path: Path
 ) -> None:
     fitted(volumes, parts, tmp_path)
-    latents, errors = read_folds(tmp_path, 3)
+    latents, errors = read_folds(tmp_path, 3, reduce=lambda one: one)
     assert sorted(errors.index) == sorted(parts.index)
     for fold in range(3):
         of_fold = fold_parts(parts, fold, validation_fraction=0.15, seed=0)
@@ -103,8 +103,8 @@ def test_an_error_by_a_model_that_has_seen_the_subject_is_refused(
     path = tmp_path / "1" / "errors.tsv"
     path.write_text(path.read_text() + "s00_0\ts00\t1\t0.5\n")
     with pytest.raises(LeakageError, match="more than one fold"):
-        read_folds(tmp_path, 3)
+        read_folds(tmp_path, 3, reduce=lambda one: one)
     first = tmp_path / "0" / "errors.tsv"
     first.write_text("".join(line for line in first.open() if not line.startswith("s00_0\t")))
     with pytest.raises(LeakageError, match="fold 1 has seen the subject of s00_0"):
-        read_folds(tmp_path, 3)
+        read_folds(tmp_path, 3, reduce=lambda one: one)

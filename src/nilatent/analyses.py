@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +114,14 @@ class Pools:
         """Latents of every cross-fitted model, where labels may be asked of all scans; none otherwise."""
         if self.config.folds == 0 or self.latents.attrs.get("supervised"):
             return []
-        latents, _ = read_folds(self.out / "folds", self.config.folds)
-        return [self._vectors(one, self.parts) for one in latents]
+        place, vectors = self.out / "folds", partial(self._vectors, parts=self.parts)
+        return read_folds(place, self.config.folds, reduce=vectors)[0]
 
     def errors(self) -> pd.DataFrame:
         """Errors of every scan by the model that has not seen its subject; without folds those of the study's test part."""
         if self.config.folds:
-            return read_folds(self.out / "folds", self.config.folds)[1]
+            place = self.out / "folds"
+            return read_folds(place, self.config.folds, reduce=lambda one: one.drop_vars(["mean", "log_var"]))[1]
         unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
         rows = self.volumes.rows(list(self.latents["scan"].values[unseen]))
         model = load_model(self.out / "model")

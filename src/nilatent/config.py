@@ -227,7 +227,7 @@ def write_config(config: RunConfig, path: Path) -> None:
             del values[table][name]
     if config.n_latent_auto:
         del values["model"]["n_latent"]
-    if config.folds:
+    if config.folds or config.split.n_folds == SplitConfig().n_folds:
         del values["split"]["n_folds"]
     with atomic(path) as temporary:
         temporary.write_text(tomli_w.dumps(values), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Cross-fitting: as many models as folds, so that every scan is described by one that has not seen its subject."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from nilatent.provenance import atomic
 from nilatent.training.checkpoint import TrainedModel
 from nilatent.training.config import TrainConfig
 from nilatent.training.loop import train
+from nilatent.training.remedy import train_with_remedies
 from nilatent.volumes import Volumes
 
 
@@ -85,6 +86,7 @@ def fit_fold(
     scans: pd.DataFrame,
     preparation: Mapping[str, Any],
     nuisances: tuple[str, ...],
+    remedy: bool = False,
 ) -> list[Path]:
     """Train the model of one fold, encode every scan with it and measure its errors on the scans it has not seen.
 
@@ -96,6 +98,8 @@ def fit_fold(
         Of this fold, from :func:`fold_parts`.
     fold : int
         Which fold.
+    remedy : bool
+        Whether a training with a known failure starts again with a remedy, in each fold by itself.
     folder : Path
         Receives ``split.tsv``, ``model/``, ``latents.nc`` and ``errors.tsv``; a training that was killed goes on.
 
@@ -107,7 +111,8 @@ def fit_fold(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "split.tsv") as temporary:
         parts.to_csv(temporary, sep="\t", index_label="scan_id")
-    model = train(
+    training = train_with_remedies if remedy else train
+    model = training(
         volumes,
         parts,
         model_config,
@@ -151,7 +156,9 @@ def errors_of(
     return table
 
 
-def read_folds(folder: Path, n_folds: int) -> tuple[list[xr.Dataset], pd.DataFrame]:
+def read_folds(
+    folder: Path, n_folds: int, *, reduce: Callable[[xr.Dataset], xr.Dataset]
+) -> tuple[list[xr.Dataset], pd.DataFrame]:
     """Latents of every fold's model, and the errors of all scans, each by the model that has not seen its subject.
 
     Parameters
@@ -160,13 +167,15 @@ def read_folds(folder: Path, n_folds: int) -> tuple[list[xr.Dataset], pd.DataFra
         Holds one folder per fold, as :func:`fit_fold` left them.
     n_folds : int
         How many.
+    reduce : Callable
+        What is kept of the latents of each fold: those on a grid are large, and only one fold's are held whole.
 
     Raises
     ------
     LeakageError
         When a scan is in two folds, or was seen by the model that measured it.
     """
-    latents = [read_latents(folder / str(fold)) for fold in range(n_folds)]
+    latents = [reduce(read_latents(folder / str(fold))) for fold in range(n_folds)]
     kinds = {"scan_id": str, "subject_id": str, "fold": int}
     tables = [pd.read_csv(folder / str(fold) / "errors.tsv", sep="\t", dtype=kinds) for fold in range(n_folds)]
     errors = pd.concat(tables).set_index("scan_id")

@@ -81,6 +81,7 @@ def run(
             river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
         else:
             parts = river.parts(prepared)
+            river.check_folds(prepared, volumes, parts)
             river.model(prepared, volumes, parts)
             if until in ("latents", "findings", "report"):
                 river.latents(prepared, volumes, parts)

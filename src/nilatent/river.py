@@ -16,7 +16,7 @@ from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, wr
 from nilatent.config import RunConfig, sized, write_config
 from nilatent.crossfit import fit_fold, fold_parts
 from nilatent.encode import encode
-from nilatent.errors import CohortError
+from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
@@ -28,12 +28,14 @@ from nilatent.report.quality import build as build_quality
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.training.checkpoint import load_model
+from nilatent.training.conditions import fit_conditions
 from nilatent.training.config import TrainConfig, settled
 from nilatent.training.cost import cost_of
 from nilatent.training.loop import train
 from nilatent.training.nuisance import NUISANCES
 from nilatent.training.preparation import how_made
 from nilatent.training.remedy import train_with_remedies
+from nilatent.training.transfer import source_of
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
 
 VOLUME_FILES = ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")
@@ -265,6 +267,25 @@ class River:
             fill=fill,
         )
 
+    def check_folds(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
+        """Refuse, before anything is trained, folds that could not be: too small, or with levels their training has not seen."""
+        config = self.config
+        for fold in range(config.folds):
+            of_fold = fold_parts(
+                parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed
+            )
+            training = list(of_fold.index[of_fold["part"] == "train"])
+            model = sized(config, n_train=len(training))
+            fit_conditions(prepared.scans, training, model.condition).values(prepared.scans)
+            source = source_of(
+                config.training, model, volumes, of_fold, folder=self.out / "folds" / str(fold) / "model"
+            )
+            if model.start == "pca" and model.n_latent >= len(training) and source is None:
+                raise SettingError(
+                    f"Fold {fold} of {config.folds} leaves {len(training)} scans to train on, and model.n_latent is "
+                    f"{model.n_latent}. Ask for more folds or fewer latents."
+                )
+
     def folds(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """As many further models as the study asks for, each with what it says of the scans it has not seen, in ``folds/``."""
         config, settings = self.config, self._training(prepared, parts)[1]
@@ -274,11 +295,13 @@ class River:
                 parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed
             )
             model_config, _, beside = self._training(prepared, of_fold)
-            fit = partial(fit_fold, volumes, of_fold, fold, model_config, config.training, folder, **beside)
+            fit = partial(
+                fit_fold, volumes, of_fold, fold, model_config, config.training, folder, remedy=config.remedy, **beside
+            )
             self._stage(
                 f"fold {fold}",
                 folder / "provenance.json",
-                settings=settings | {"model": model_config, "folds": config.folds},
+                settings=settings | {"model": model_config, "folds": config.folds, "split": config.split},
                 needs=["volumes", "split", "prepared"],
                 fill=fit,
             )

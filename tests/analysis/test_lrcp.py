@@ -51,7 +51,7 @@ def test_a_region_that_its_own_grey_matter_does_not_bear_out_is_not_called(study
     table = found.table.set_index("name")
     assert (plain.loc["Region_4", "grade"], table.loc["Region_4", "grade"]) == ("strong", "none")
     assert table.loc["Region_4", "p"] == plain.loc["Region_4", "p"] <= 0.05
-    assert "1 are found by the latents alone" in found.answer
+    assert "; 1 would, and their own grey matter" in found.answer
     assert any("not called" in line and "Region_4" in line for line in found.caveats)
 
 
@@ -109,8 +109,8 @@ def test_three_groups_are_compared_with_the_control_group_and_p_counts_the_contr
         for column in ("p_a", "p_d", "p", "p_centred", "p_region", "p_linked", "p_pair", "p_unadjusted"):
             np.testing.assert_allclose(of_two[column], np.minimum(1, 2 * alone[column]), err_msg=column)
         np.testing.assert_array_equal(of_two["bal_acc"], alone["bal_acc"])
-    assert "tell AD (40) from CN (40)" in found.answer
-    assert "tell MCI (40) from CN (40)" in found.answer
+    assert "AD (40) from CN (40)" in found.answer
+    assert "MCI (40) from CN (40)" in found.answer
     assert any("for the 2 contrasts by their number" in line for line in found.caveats)
     np.testing.assert_allclose(found.table["q"], stats.fdr(found.table["p_single"].to_numpy()))
 
@@ -156,7 +156,7 @@ def test_a_number_is_asked_about_instead_of_the_groups(study, rng):
     assert row["r_target"] > 0.6
     assert 0.3 < row["r2_target"] < row["r_target"] ** 2 + 0.1
     assert "grey matter that follows mmse?" in found.question
-    assert "follow mmse (120 subjects)" in found.answer
+    assert "mmse (120 subjects)" in found.answer
     cohort.scans["mmse"] *= -1
     assert run(cohort, replace(FAST, target="mmse")).table.iloc[0]["direction"] == "lower with mmse"
     assert run(cohort, replace(FAST, target="absent")).not_run == "no column 'absent'"

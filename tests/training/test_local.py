@@ -116,6 +116,17 @@ def test_the_start_is_the_exact_posterior_of_each_block(curved: Cohort) -> None:
     assert (width[:, empty] == 1).all()
 
 
+def test_where_there_is_no_component_the_posterior_is_the_prior_even_without_noise(curved: Cohort) -> None:
+    model, cell = built(curved[0], np.arange(40), beta=0.0), cells_of(curved[0])
+    with torch.no_grad():
+        posterior = model.encode(torch.from_numpy(np.asarray(curved[0].data[45:46], dtype=np.float32)[:, None]))
+    log_var = posterior.log_var.reshape(CHANNELS, -1).numpy()
+    n_components = np.minimum(np.bincount(cell, minlength=GRID**3), CHANNELS)
+    absent = np.arange(CHANNELS)[:, None] >= n_components
+    assert (log_var[absent] == 0).all()
+    assert (log_var[~absent] < -10).all()
+
+
 def test_what_conditions_explain_is_in_no_block(curved: Cohort, rng: np.random.Generator) -> None:
     volumes, rows = curved[0], np.arange(40)
     told = rng.standard_normal((60, 1)).astype(np.float32)

@@ -1,9 +1,10 @@
 """LRCP, latent-regional correlation profiling: which regions the latents carry, and whether that tells groups apart.
 
-A region is called when two things hold at once, family-wise over regions and contrasts: the latents are associated with
-its grey matter (*association*), and what they carry of it separates the groups, or follows a number (*discriminability*).
-Its p-value is the larger of the two. The published abstract joins these two ingredients; the equations are ours: "LRCP as
-implemented here". The array core is :mod:`nilatent.analysis.lrcp_profile`.
+A region is called when two things hold at once: the latents are associated with its grey matter (*association*), and what
+they carry of it separates the groups, or follows a number (*discriminability*), family-wise over regions and contrasts; and
+when its own grey matter bears that out. Its p-value is the larger of the two. The default reading blends the region with
+what the latents say of it, and holds the association at a false discovery rate. The published abstract joins these two
+ingredients; the equations are ours: "LRCP as implemented here". The array core is :mod:`nilatent.analysis.lrcp_profile`.
 
 References
 ----------

@@ -52,7 +52,8 @@ class LrcpConfig:
     n_folds : int
         Cross-validation folds over subjects; cross-fitted latents bring their own.
     alpha : float
-        Family-wise error rate at which a region is called, above 0 and at most 1.
+        Error rate at which a region is called, above 0 and at most 1: family-wise for the difference, and in the blended
+        reading a false discovery rate for being carried.
     seed : int
         Of folds and permutations.
     """
@@ -270,7 +271,8 @@ def blended(regions: np.ndarray, readout: np.ndarray, r2: np.ndarray, confounds:
     """Grey matter of each region blended with what the latents say of it: ``(1 - w) m + w readout``, w half of A2.
 
     The readout has less noise than the region and lends it the effect of others; the region is noisy and its own. No label
-    shapes the weight, so a permutation test of the blend is exact. A region of which the latents know nothing stays itself.
+    shapes the weight, so a permutation test of the blend is as valid as one of the region. A region of which the latents know
+    nothing stays itself.
 
     Parameters
     ----------

@@ -20,21 +20,24 @@ def answer(parts: list[Answered], config: LrcpConfig) -> str:
 
 def _of_one(part: Answered, config: LrcpConfig, *, n_contrasts: int) -> str:
     table, asked = part.table, part.asked
+    blended = config.reading == "blended"
     called = table[table["grade"] != "none"]
-    tell = _tell(asked)
-    plain = int((table["p_region"] <= config.alpha).sum())
     does = "tells them apart" if isinstance(asked, Comparison) else "is related to it"
+    plain = int((table["p_region"] <= config.alpha).sum())
     beside = f"Plain regional grey matter, without a model, {does} in {plain} (same error control)."
     over = f" over regions and {n_contrasts} contrasts" if n_contrasts > 1 else ""
+    if blended:
+        claim = f"does grey matter that the latents carry, blended with what they say of it, {_tell(asked)}"
+    else:
+        claim = f"do the latents both carry the grey matter and {_tell(asked)}"
     if called.empty:
         best = table.sort_values("p", kind="stable").iloc[0]
         lent = int((table["p"] <= config.alpha).sum())
-        but = (
-            f"; {lent} are found by the latents alone, and their own grey matter does not bear them out" if lent else ""
-        )
+        but = f"; {lent} would, and their own grey matter does not bear them out" if lent else ""
+        kind = "p" if blended else "family-wise p"
         return (
-            f"In none of {len(table)} regions do the latents both carry the grey matter and {tell}; the smallest "
-            f"family-wise p{over} is {best['p']:.2g} ({best['name']}){but}. {beside}"
+            f"In none of {len(table)} regions {claim}; the smallest {kind}{over} is {best['p']:.2g} ({best['name']}){but}. "
+            f"{beside}"
         )
     shown = "; ".join(
         f"{row['name']} ({row['direction']}, {_skill(row, asked)}, p = {row['p']:.2g})"
@@ -43,10 +46,14 @@ def _of_one(part: Answered, config: LrcpConfig, *, n_contrasts: int) -> str:
     strong = int((called["grade"] == "strong").sum())
     more = "" if len(called) <= N_NAMED else f" and {len(called) - N_NAMED} more"
     within = "within the groups too" if isinstance(asked, Comparison) else f"at equal {asked.target} too"
+    alone = int((called["p_readout"] <= config.alpha).sum())
+    by_latents = f" What the latents say of a region does so by itself in {alone} of these." if blended else ""
+    level = f"p <= {config.alpha:g}{over}" if blended else f"family-wise p <= {config.alpha:g}{over}"
+    claim = claim.removeprefix("does ").removeprefix("do ")
+    claim = claim.replace(", tell ", ", tells ").replace(", follow ", ", follows ") if blended else claim
     return (
-        f"In {len(called)} of {len(table)} regions the latents carry the grey matter and {tell} at family-wise "
-        f"p <= {config.alpha:g}{over}, and the region's own grey matter bears it out: {shown}{more}. "
-        f"The association holds {within} in {strong}. {beside}"
+        f"In {len(called)} of {len(table)} regions {claim} at {level}, and the region's own grey matter bears it out: "
+        f"{shown}{more}.{by_latents} The association holds {within} in {strong}. {beside}"
     )
 
 
@@ -95,7 +102,8 @@ def caveats(
             + (f"relation to {target}" if target else "difference")
             + " is the region's grey matter blended with what the latents say of it, which counts by at most half and by the "
             "share of the region that they predict: p_d is family-wise over regions. That latents carry the region is "
-            "controlled by false discovery rate: p_a is a q-value."
+            "controlled by false discovery rate: p_a is a q-value, so of the regions called a few may differ without being "
+            "carried."
         )
     if len(parts) > 1:
         lines.append(
@@ -120,7 +128,7 @@ def _of_part(part: Answered, config: LrcpConfig, *, several: bool) -> list[str]:
     lent = table.loc[(table["p"] <= config.alpha) & (table["grade"] == "none"), "name"]
     if len(lent):
         lines.append(
-            f"{of}Found by the latents and not called, because the region's own grey matter does not bear it out (p_own): "
+            f"{of}Found and not called, because the region's own grey matter does not bear it out (p_own): "
             f"{', '.join(lent)}. Few latents describe many regions, so they can lend a region the effect of another."
         )
     alone = table.loc[(table["grade"] != "none") & (table["p_region"] > config.alpha), "name"]

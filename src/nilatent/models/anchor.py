@@ -179,7 +179,8 @@ class LocalAnchor(NoAnchor):
         self.register_buffer("gain", gain.float())
         self.register_buffer("inverse_gain", (gain / eigenvalue).float())
         # Exact posteriors are narrower than the prior by the share of the variance that is noise; none is a point.
-        self.log_var = (noise / eigenvalue).clamp(math.exp(MIN_LOG_VAR), 1.0).log().float().flatten()
+        width = (noise / eigenvalue).clamp(math.exp(MIN_LOG_VAR), 1.0)
+        self.log_var = torch.where(local.sd > 0, width, torch.ones_like(width)).log().float().flatten()
 
     def project(
         self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None = None

@@ -115,11 +115,13 @@ def _model(run: Run) -> str:
     begun = model_words.start(model)
     text = f"{model_words.kind(model)} was trained on the training scans{model_words.anchor(begun, model, training)}"
     text += _optimiser(training) + model_words.objective(model, training) + model_words.supervision(model)
-    if not run.best_epoch and begun == "pca":
+    if not run.best_epoch and begun in ("pca", "local"):
         text += f" The epoch kept was 0. {run.result.get('summary', '')}"
     elif run.best_epoch is not None:
+        rule = " by more than two standard errors over persons" if begun in ("pca", "local") else ""
         text += (
-            f" The weights of epoch {run.best_epoch}, which had the lowest error on the validation scans, were kept."
+            f" The weights of epoch {run.best_epoch} were kept: another epoch replaces the start only where its error on the "
+            f"validation scans is lower{rule}."
         )
     return text
 
@@ -170,11 +172,13 @@ def _crossfit(run: Run) -> str:
     n_folds = int(run.settings.get("folds", 0) or 0)
     if n_folds == 0 or "fold 0" not in run.records:
         return ""
-    return (
-        f"The model was cross-fitted: {n_folds} further models were trained the same way, each without one fold of the persons, "
-        "so that every scan is described by a model that has not seen its person. Coordinates of different models are never "
-        "pooled; only quantities in units of the image or of a region are."
+    text = (
+        f"The model was cross-fitted: {n_folds} further models were trained with the same settings, each without one fold of the "
+        "persons. Coordinates of different models are never pooled; only quantities in units of the image or of a region are."
     )
+    if run.model.get("model", {}).get("align"):
+        return f"{text} Since a label shaped the latents, only the error profile uses these models."
+    return f"{text} So every scan is described by a model that has not seen its person."
 
 
 def _projections(run: Run) -> str:
@@ -190,8 +194,12 @@ def _projections(run: Run) -> str:
     table = run.findings["projections"].table
     made = {str(name).lower().replace("-", "") for name in table.get("method", ["PCA"])}
     drawn = [name for method, name in names.items() if method in made]
+    supervised = bool(run.model.get("model", {}).get("align"))
+    fitted = (
+        "fitted on the scans shown" if supervised else "fitted on the training scans, with the others placed in the map"
+    )
     return (
-        f"Latents were projected by {', '.join(drawn)}, fitted on the training scans, with the others placed in the map; "
+        f"Latents were projected by {', '.join(drawn)}, {fitted}; "
         "the same maps of regional means and of voxel components stand beside. How well neighbours are kept is trustworthiness "
         "and continuity [trust]; whether scans of the same kind lie together is the share of like neighbours, with a permutation "
         f"p-value ({settings.get('n_permutations', 0):,} permutations)."
@@ -228,25 +236,35 @@ def _lrcp(run: Run) -> str:
     if not run.done("lrcp"):
         return ""
     settings = run.findings["lrcp"].settings
-    draws = next((settings[key] for key in ("n_permutations", "n_permutation") if key in settings), None)
+    reading = settings.get("reading", "joint")
+    draws = settings.get("n_permutations_linked" if reading == "linked" else "n_permutations")
     how = f" with {draws:,} permutations" if isinstance(draws, int) else ""
     # What was really removed: the covariates asked for, total grey matter and head size where adjusted for, and the site.
     confounds = [*(settings.get("confounds") or ()), *([settings["site"]] if settings.get("site") else [])]
     removed = f" after removing {', '.join(confounds)}" if confounds else ""
-    if settings.get("target"):
-        asked = f"whether what they carry of the region follows {settings['target']}"
+    models = settings.get("n_models") or 0
+    within = [f"the levels of {settings['site']}"] if settings.get("site") else []
+    within += ["the folds"] if models else []
+    blocks = f", permuted within {' and '.join(within)}" if within else ""
+    does = f"follows {settings['target']}" if settings.get("target") else "separates the groups"
+    if reading == "blended":
+        asked = (
+            "whether the region's grey matter, blended with its out-of-fold readout from the latents (which counts by half the "
+            f"share that they predict), {does}. The first holds at a false discovery rate over regions, the second family-wise "
+            "by the maximum statistic"
+        )
     else:
-        asked = "whether what they carry of the region separates the groups"
+        asked = (
+            f"whether what they carry of the region {does}. Both hold family-wise over regions by the maximum statistic"
+        )
     several = "," in str(settings.get("contrast", ""))
     number = " p was multiplied by the number of contrasts." if several else ""
-    models = settings.get("n_models") or 0
     crossed = f" Every scan was judged by the one of {models} models that has not seen its person." if models else ""
-    blocks = f", permuted within the levels of {settings['site']}" if settings.get("site") else ""
     return (
         f"Latent-regional correlation profiling (LRCP as implemented here) joined two tests{how} [freedman] [winkler]"
-        f"{removed}{blocks}: whether the latents are associated with a region's grey matter, and {asked}. Both hold family-wise "
-        "over regions by the maximum statistic; a region is called when both are significant and its own grey matter, tested "
-        f"among the regions found, agrees.{number}{crossed} False discovery rates are given beside them [fdr]."
+        f"{removed}{blocks}: whether the latents are associated with a region's grey matter, and {asked}; a region is called "
+        f"when both are significant and its own grey matter, tested among the regions found, agrees.{number}{crossed} False "
+        "discovery rates of the joint reading are given beside them [fdr]."
     )
 
 

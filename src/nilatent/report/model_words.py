@@ -72,11 +72,15 @@ def objective(model: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         )
     if training.get("kl_warmup_epochs"):
         text += f" The weight of the divergence rose over {number_text(training['kl_warmup_epochs'])} epochs."
-    if name == "spatial_vae":
+    if name == "spatial_vae" and model["perceptual"]:
         text += (
-            f" A multi-scale perceptual term (Laplacian pyramid and edges, no foreign network) had weight "
-            f"{number_text(model['perceptual'])}, and a least-squares patch critic [lsgan] [patchgan] weight "
-            f"{number_text(model['adversarial'])} after {number_text(100 * model['adversarial_from'])} % of the epochs."
+            " A multi-scale perceptual term (Laplacian pyramid and edges, no foreign network) had weight "
+            f"{number_text(model['perceptual'])}."
+        )
+    if name == "spatial_vae" and model["adversarial"]:
+        text += (
+            f" A least-squares patch critic [lsgan] [patchgan] had weight {number_text(model['adversarial'])} after "
+            f"{number_text(100 * model['adversarial_from'])} % of the epochs."
         )
     return text
 

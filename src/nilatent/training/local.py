@@ -89,4 +89,5 @@ def _components(
     weights = (vectors / np.sqrt(values)).T @ x if by_scan else vectors.T
     weights = weights * np.sign(weights[np.arange(len(weights)), np.abs(weights).argmax(axis=1)])[:, None]
     missed = max(float(np.square(x).sum() - values.sum()), 0.0)
-    return weights, np.sqrt(values / (n_scans - 1)), missed / (n_scans - 1)
+    degrees = max(n_scans - 1, 1)
+    return weights, np.sqrt(values / degrees), missed / degrees
