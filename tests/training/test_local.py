@@ -15,7 +15,7 @@ from nilatent.encode import encode
 from nilatent.models import LocalAnchor, LocalStart, ModelConfig, NoAnchor, SpatialVae, build
 from nilatent.models.spatial_vae import cell_of_voxels
 from nilatent.training.checkpoint import load_model
-from nilatent.training.local import _layers, local_start
+from nilatent.training.local import _components, _layers, local_start
 from nilatent.training.loop import TrainConfig, train
 from nilatent.training.start import linear_start
 from nilatent.volumes import Volumes, voxel_pca
@@ -56,6 +56,13 @@ def test_each_block_is_a_pca_of_its_own(curved: Cohort) -> None:
         np.testing.assert_allclose(found.sd[:n_components, number], np.sqrt(pca.explained_variance_), rtol=1e-4)
         left += np.square(pca.inverse_transform(pca.transform(block)) - block).sum() / 39
     assert found.residual_variance == pytest.approx(left / len(cell), rel=1e-3)
+
+
+def test_components_are_those_about_the_mean_of_the_scans_used(rng: np.random.Generator) -> None:
+    # Of very many scans some are used, whose mean is not quite the mean image.
+    x = rng.standard_normal((12, 5))
+    for one, other in zip(_components(x, 3), _components(x + 100.0, 3), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_blocks_of_fewer_voxels_have_fewer_components(curved: Cohort) -> None:
