@@ -55,6 +55,16 @@ def test_a_region_that_its_own_grey_matter_does_not_bear_out_is_not_called(study
     assert any("not called" in line and "Region_4" in line for line in found.caveats)
 
 
+def test_q_is_of_the_reading_that_decides(study):
+    planted, one_latent = study(effect=1.0, n_latent=3), replace(FAST, covariates=())
+    of_blend, of_joint = (run(planted, replace(one_latent, reading=reading)).table for reading in ("blended", "joint"))
+    of_blend, of_joint = (table.set_index("name").sort_index() for table in (of_blend, of_joint))
+    assert (of_blend["p_single"] != of_joint["p_single"]).any()
+    # By one region the blend cannot be surer than over all of them.
+    assert (of_blend["p_single"] <= np.maximum(of_blend["p_joint"], of_blend["p_blend"])).all()
+    assert (of_joint["p_single"] <= np.maximum(of_joint["p_joint"], of_joint["p_readout"])).all()
+
+
 def test_flipping_permuting_and_scaling_latents_changes_nothing(study, rng):
     cohort = study(effect=1.5)
     order = rng.permutation(6)

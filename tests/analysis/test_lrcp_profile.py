@@ -39,6 +39,17 @@ def test_own_p_is_a_test_of_the_called_regions_alone(rng):
     assert np.isnan(none).all()
 
 
+def test_own_grey_matter_is_asked_of_the_regions_that_stay_called_over_all_contrasts(rng):
+    is_case = np.arange(60) < 30
+    x = rng.normal(size=(60, 4)) - np.array([2.0, 0, 0, 0]) * is_case[:, None]
+    z = x + 0.1 * rng.normal(size=x.shape)
+    comparison = Comparison(np.arange(60), is_case, "A", "B", np.empty((60, 0)), None, {})
+    alone, of_many = (profile(z, x, comparison, FAST, unadjusted=comparison.confounds, n_contrasts=n) for n in (1, 50))
+    assert np.isfinite(alone.own_p[0])
+    assert np.isnan(of_many.own_p).all()
+    np.testing.assert_array_equal(alone.blend_p, of_many.blend_p)
+
+
 def test_the_ranking_score_by_hand():
     np.testing.assert_allclose(ranking_score(np.array([0.81, -1, 0.5]), np.array([0.75, 0.9, 0.4])), [0.45**0.5, 0, 0])
 

@@ -194,7 +194,10 @@ def _answered(
         raise NotComparableError("no latent or no region varies between scans once confounds are removed")
     sites = [config.site] if config.site else []
     plain = confound_matrix(chosen, [*config.covariates, *sites], levels=sites)
-    found = profile(z[:, kept_z], x[:, kept_x], asked, config, unadjusted=plain, crossed=of_models, label=label)
+    found = profile(
+        z[:, kept_z], x[:, kept_x], asked, config,
+        unadjusted=plain, crossed=of_models, n_contrasts=n_contrasts, label=label,
+    )  # fmt: skip
     found = over_contrasts(found, n_contrasts)
     names, labels = np.asarray(weights.names)[kept_x], weights.labels[kept_x]
     return Answered(

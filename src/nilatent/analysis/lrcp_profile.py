@@ -114,8 +114,8 @@ class Profile:
         p of that correlation, family-wise over regions, and of the region by itself.
     blend : ndarray
         (scan, region) grey matter blended with its readout.
-    blend_acc, blend_r, blend_r2, blend_p : ndarray
-        Of the blend, what `readout_acc`, `readout_r`, `readout_r2` and `readout_p` are of the readout.
+    blend_acc, blend_r, blend_r2, blend_p, blend_single_p : ndarray
+        Of the blend, what `readout_acc`, `readout_r`, `readout_r2`, `readout_p` and `readout_single_p` are of the readout.
     carried_q : ndarray
         Association with all latents, by false discovery rate over regions.
     linked : LinkedTest
@@ -153,6 +153,7 @@ class Profile:
     blend_r: np.ndarray
     blend_r2: np.ndarray
     blend_p: np.ndarray
+    blend_single_p: np.ndarray
     carried_q: np.ndarray
     linked: discriminability.LinkedTest
     region_p: np.ndarray
@@ -172,6 +173,7 @@ def profile(
     *,
     unadjusted: np.ndarray,
     crossed: CrossFit | None = None,
+    n_contrasts: int = 1,
     label: str = "",
 ) -> Profile:
     """Association and discriminability of every region: the array core.
@@ -190,6 +192,9 @@ def profile(
         Latents of cross-fitted models on the same scans. Given, all but `pooled`, `centred` and `a_unadjusted` rest on
         them: readouts are fitted per model on scans it has seen and predicted for those it has not, and only these, in
         units of the region, are pooled; the fold is a confound, and permutations stay within it.
+    n_contrasts : int
+        Contrasts asked at once: own grey matter is asked of the regions that stay called when their p is multiplied by it.
+        No p of the result is multiplied.
     label : str
         What to call this work when its progress is shown; empty shows none.
 
@@ -233,7 +238,7 @@ def profile(
         "joint": (joint.p_fwe, by_readout.p_fwe[:, 0]),
         "linked": (pooled.p_fwe.min(axis=1), linked.p_fwe),
     }
-    called = np.maximum(*both[config.reading]) <= config.alpha
+    called = n_contrasts * np.maximum(*both[config.reading]) <= config.alpha
     way = blend_r if config.reading == "blended" else readout_r
     return Profile(
         pooled=pooled,
@@ -255,6 +260,7 @@ def profile(
         blend_r=blend_r,
         blend_r2=_predicted(blend, comparison, folds),
         blend_p=by_blend.p_fwe[:, 0],
+        blend_single_p=by_blend.p_value[:, 0],
         carried_q=carried_q,
         linked=linked,
         region_p=by_region.p_fwe[:, 0],

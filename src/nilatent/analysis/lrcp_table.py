@@ -142,8 +142,11 @@ def region_table(
             "bal_acc_linked": linked.bal_acc,
             "p_linked": linked.p_fwe,
             "n_linked": linked.n_linked,
-            # By one region alone: both tests of the joint reading, uncorrected, for the false discovery rate.
-            "p_single": np.maximum(found.joint_single_p, found.readout_single_p),
+            # By one region alone: both tests, uncorrected, for the false discovery rate. A choice among single latents has no
+            # such p; the linked reading stands beside that of the joint one.
+            "p_single": np.maximum(
+                found.joint_single_p, found.blend_single_p if config.reading == "blended" else found.readout_single_p
+            ),
         }
         | _own_grey_matter(found, regions, asked)
     )

@@ -35,7 +35,10 @@ COLUMN_NAMES = {
     "r2_target": ("R² of target", "Share of the number's variance predicted from it, out of fold"),
     "p": ("p", "The larger of the two: both must hold"),
     "q": ("q", "False discovery rate over regions and contrasts, of both tests by region"),
-    "p_own": ("p of own GM", "Grey matter of the region itself, family-wise over the called regions; decides nothing"),
+    "p_own": (
+        "p of own GM",
+        "Grey matter of the region itself, family-wise over the regions found: it has to bear the call out",
+    ),
     "a_centred": ("|a| within groups", "Association after group means, or the number, are removed"),
     "p_centred": ("p within groups", "Family-wise over regions and contrasts"),
     "r2_latents": ("R² of all latents", "Cross-validated; does not depend on the basis of the latents"),
