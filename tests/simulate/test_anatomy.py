@@ -6,7 +6,8 @@ import pytest
 from nilatent.atlas import load_atlas, region_weights
 from nilatent.errors import SettingError
 from nilatent.simulate import SimulationConfig, simulate_maps
-from nilatent.simulate.anatomy import base_anatomy, draw_shape, grey_matter_maps, positions, to_voxels
+from nilatent.simulate.anatomy import base_anatomy, draw_shape, grey_matter_maps, positions, to_voxels, widened
+from nilatent.simulate.deform import sample
 from nilatent.simulate.people import Visit, amplitudes_of
 from nilatent.volumes import Grid, template
 
@@ -225,3 +226,33 @@ def test_an_unknown_region_is_refused_with_the_nearest_name():
 def test_heads_have_no_common_grid():
     with pytest.raises(SettingError, match="kind='t1'"):
         simulate_maps(with_(kind="t1"))
+
+
+def test_wide_ventricles_take_room_from_the_tissue_around_them_and_no_tissue_away():
+    sick = dataclasses.replace(HEALTHY, atrophy=1.0)
+    plain, wide = with_(effect=0.0), with_(effect=0.0, ventricles_mm=4.0)
+    anatomy = base_anatomy(plain)
+    before, after = (grey_matter_maps(config, anatomy, 0, [HEALTHY, sick]) for config in (plain, wide))
+    np.testing.assert_array_equal(before[0], after[0])
+    assert after[1].sum() == pytest.approx(before[1].sum(), rel=0.01)
+    points = positions(anatomy.grid)
+    origin, change = widened(wide, sick, points)
+    fluid = template("csf", anatomy.grid).get_fdata(dtype=np.float32)
+    deep = (np.abs(points[0]) < 32) & (points[1] > -48) & (points[1] < 32) & (points[2] > -12) & (points[2] < 32)
+    now = sample(fluid, to_voxels(origin, anatomy.grid))
+    assert 1.2 < now[deep].sum() / fluid[deep].sum() < 2.0
+    assert change.min() > 0
+    # The wall of the left ventricle: grey matter of the caudate is further from the middle than it was.
+    caudate = deep & (points[0] < 0) & (points[1] > -10) & (points[2] > 0)
+    where = [np.average(points[0][caudate], weights=image[1][caudate]) for image in (before, after)]
+    assert where[1] < where[0] - 0.3
+
+
+def test_twice_the_disease_moves_the_walls_twice_as_far():
+    config = with_(ventricles_mm=2.0)
+    points = positions(base_anatomy(config).grid)
+    shifts = [
+        np.abs(widened(config, dataclasses.replace(HEALTHY, atrophy=size), points)[0] - points).max()
+        for size in (0.5, 1.0)
+    ]
+    assert shifts[1] / shifts[0] == pytest.approx(2, rel=0.2)

@@ -147,3 +147,36 @@ def test_amplitudes_of_the_causes_are_planted_once_per_person():
     expected = [amplitudes_of(SimulationConfig(n_causes=3), index) for index in range(5)]
     np.testing.assert_array_equal(planted[columns], np.repeat(expected, 2, axis=0))
     assert len(np.unique(planted[columns])) == 15
+
+
+def test_heads_of_patients_may_be_small():
+    (scans, _), (small, _) = people(), people(patient_head_size=0.8)
+    sick = scans["group"] == "patient"
+    np.testing.assert_allclose(small["intracranial_ml"] / scans["intracranial_ml"], np.where(sick, 0.8, 1.0), atol=1e-3)
+
+
+def test_who_is_quick_enough_is_progressive_and_the_time_is_that_of_the_planted_course():
+    scans, planted = people(follow_up_years=5.0)
+    assert not {"course", "course_years"} & set(people()[0])
+    sick = scans["group"] == "patient"
+    assert scans.loc[~sick, ["course", "course_years"]].isna().all(axis=None)
+    years = (1.65 - planted["disease"]) / planted["disease_per_year"]
+    np.testing.assert_array_equal(scans.loc[sick, "course"] == "progressive", (years <= 5)[sick])
+    np.testing.assert_allclose(scans.loc[sick, "course_years"], np.minimum(years, 5)[sick], atol=1e-3)
+    assert 0.2 < (scans.loc[sick, "course"] == "progressive").mean() < 0.8
+
+
+def test_the_course_is_seen_from_each_visit():
+    scans, planted = people(follow_up_years=5.0, n_sessions=2, interval_years=2.0)
+    sick = scans["group"] == "patient"
+    first, second = (scans[sick & (scans["session_id"] == name)] for name in ("ses-01", "ses-02"))
+    both = (
+        first.set_index("subject_id")["course"].eq("progressive")
+        & second.set_index("subject_id")["course_years"].notna()
+    )
+    left = first.set_index("subject_id")["course_years"] - second.set_index("subject_id")["course_years"]
+    passed = second.set_index("subject_id")["years"]
+    np.testing.assert_allclose(left[both], passed[both], atol=2e-3)
+    beyond = planted.loc[sick, "disease"] >= 1.65
+    assert beyond.any()
+    assert scans.loc[sick, "course_years"][beyond].isna().all()

@@ -33,6 +33,7 @@ from nilatent.simulate.people import (
     amplitudes_of,
     site_spread,
 )
+from nilatent.simulate.ventricles import widening
 from nilatent.volumes import Grid, average_to_grid, template
 
 # Shapes differ on this lattice whatever the spacing of the maps, so that a person stays the same person.
@@ -261,6 +262,14 @@ def draw_shape(config: SimulationConfig, index: int) -> Shape:
     return Shape(*random_diffeomorphism(rng, _envelope(), spacing_mm=LATTICE_MM, scales=scales))
 
 
+def widened(config: SimulationConfig, visit: Visit, origin: Array) -> tuple[Array, Array]:
+    """Where points of the template come from once the ventricles of this visit are wide (mm), and the volume change."""
+    amount = config.ventricles_mm * visit.atrophy
+    if amount == 0:
+        return origin, np.ones(origin.shape[1:], dtype=np.float32)
+    return Shape(*widening(amount, LATTICE_MM)).at(origin)
+
+
 def grey_matter_maps(config: SimulationConfig, anatomy: Anatomy, index: int, visits: Sequence[Visit]) -> Array:
     """Modulated grey-matter maps of every visit of one person.
 
@@ -282,11 +291,12 @@ def grey_matter_maps(config: SimulationConfig, anatomy: Anatomy, index: int, vis
         that sums are volumes.
     """
     origin, volume = draw_shape(config, index).at(positions(anatomy.grid))
-    where = to_voxels(origin, anatomy.source)
-    grey = sample(anatomy.grey, where, outside="constant") * volume
-    lost = sample(anatomy.lost, where, outside="constant") * volume
     maps = np.empty((len(visits), *anatomy.grid.shape), dtype=np.float32)
     for number, visit in enumerate(visits):
+        place, change = widened(config, visit, origin)
+        where = to_voxels(place, anatomy.source)
+        grey = sample(anatomy.grey, where, outside="constant") * volume * change
+        lost = sample(anatomy.lost, where, outside="constant") * volume * change
         rng = np.random.default_rng([config.seed, STREAM_SCAN, index, number])
         noise = 1 + np.float32(anatomy.site_noise[visit.site]) * rng.standard_normal(grey.shape, dtype=np.float32)
         tissue = np.float32(visit.head_size * visit.gm_factor) * (grey - np.float32(visit.atrophy) * lost)

@@ -16,6 +16,8 @@ ADVANCED_TIMES = 1.5
 SLOPE_PER_YEAR = (0.05, 0.2)
 # Visits are shifted by at most this much around their planned date.
 VISIT_JITTER_YEARS = 0.1
+# Disease at which a patient is called progressive: mild at the first visit, reached within years by those who are quick.
+CONVERSION = 1.65
 # A region that loses more than this is no longer a region.
 LARGEST_LOSS = 0.95
 
@@ -48,6 +50,13 @@ class SimulationConfig:
         AAL2 names of the regions that lose tissue.
     losses : tuple[float, ...]
         Fraction of grey matter that each region of a patient of mean severity has lost.
+    ventricles_mm : float
+        How far the walls of the ventricles move outward at disease 1.
+    patient_head_size : float
+        Multiplies the volume of the heads of everyone who is no control.
+    follow_up_years : float
+        Patients are followed for this long: columns ``course`` ("progressive" when the disease comes to 1.65 by then, else
+        "stable") and ``course_years`` (time to it, or to the end). 0: there are no such columns.
     group_fraction : float
         Share of people who are patients (of any stage).
     advanced_fraction : float
@@ -86,6 +95,9 @@ class SimulationConfig:
     effect: float = 1.0
     regions: tuple[str, ...] = ("Hippocampus_L", "Hippocampus_R", "Temporal_Mid_L", "Temporal_Inf_L")
     losses: tuple[float, ...] = (0.35, 0.30, 0.25, 0.20)
+    ventricles_mm: float = 0.0
+    patient_head_size: float = 1.0
+    follow_up_years: float = 0.0
     group_fraction: float = 0.5
     advanced_fraction: float = 0.0
     n_sites: int = 2
@@ -114,6 +126,9 @@ class SimulationConfig:
         _in_range("n_causes", self.n_causes, 0, 99)
         _in_range("noise", self.noise, 0, 10)
         _in_range("effect", self.effect, 0, 10)
+        _in_range("ventricles_mm", self.ventricles_mm, 0, 8)
+        _in_range("patient_head_size", self.patient_head_size, 0.5, 1.5)
+        _in_range("follow_up_years", self.follow_up_years, 0, 50)
         self._check_regions()
         if self.confounded == "site" and self.n_sites < 2:
             raise SettingError(

@@ -16,7 +16,14 @@ from nilatent.simulate.anatomy import Anatomy, base_anatomy, grey_matter_maps
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.head import Head, base_head, head_images
 from nilatent.simulate.memory import template_ml, truth_maps, truth_regions
-from nilatent.simulate.people import GM_LOST_PER_YEAR, GM_WOMEN_OVER_MEN, Visit, draw_people, visits_of_people
+from nilatent.simulate.people import (
+    GM_LOST_PER_YEAR,
+    GM_WOMEN_OVER_MEN,
+    Visit,
+    course_columns,
+    draw_people,
+    visits_of_people,
+)
 
 BIDS_VERSION = "1.11.1"
 SPACE = "MNI152NLin2009aSym"
@@ -38,6 +45,11 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "severity": {"Description": "Simulated score like the Mini-Mental State Examination, 0 to 30; low is severe"},
     "intracranial_ml": {"Description": "Simulated volume inside the skull", "Units": "ml"},
+    "course": {
+        "Description": "Simulated course of a patient within the follow-up",
+        "Levels": {"stable": "the disease stayed below 1.65", "progressive": "it came to 1.65"},
+    },
+    "course_years": {"Description": "Time to progression, or to the end of the follow-up", "Units": "year"},
     "years": {"Description": "Time since the first session", "Units": "year"},
 }
 OF_PERSON = ["age", "sex", "site", "group", "severity", "intracranial_ml"]
@@ -200,8 +212,9 @@ def _scan_metadata(config: SimulationConfig) -> dict[str, Any]:
 
 def _write_tables(out: Path, config: SimulationConfig, scans: pd.DataFrame) -> None:
     first = scans[scans["years"] == 0].set_index("subject_id")
-    _write_tsv(first[OF_PERSON], out / "participants.tsv", index="participant_id")
-    write_json(out / "participants.json", {name: COLUMNS[name] for name in OF_PERSON})
+    of_person = [*OF_PERSON, *course_columns(config)]
+    _write_tsv(first[of_person], out / "participants.tsv", index="participant_id")
+    write_json(out / "participants.json", {name: COLUMNS[name] for name in of_person})
     if config.n_sessions > 1:
         for subject, rows in scans.groupby("subject_id"):
             table = rows.set_index("session_id")[OF_SESSION]

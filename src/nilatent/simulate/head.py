@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.ndimage import binary_closing, binary_dilation, distance_transform_edt, gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from nilatent.simulate.anatomy import Shape, draw_shape, planted_regions, positions, tissues, to_voxels
+from nilatent.simulate.anatomy import draw_shape, planted_regions, positions, tissues, to_voxels, widened
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.deform import Array, sample, smooth_noise
 from nilatent.simulate.people import STREAM_HEAD, STREAM_SCAN, STREAM_SITE, Visit, site_spread
@@ -137,7 +137,8 @@ def head_images(config: SimulationConfig, head: Head, index: int, visits: Sequen
         rng = np.random.default_rng([config.seed, STREAM_SCAN, index, number])
         points = _in_template(rng, positions(grid), head_size=visit.head_size)
         contrast = GREY_SITE_CONTRAST * site_spread(config)[visit.site]
-        signal = _signal(head, shape, points, visit, grey=SIGNAL["gm"] * math.exp(contrast))
+        origin, _ = widened(config, visit, shape.at(points)[0])
+        signal = _signal(head, origin, visit, grey=SIGNAL["gm"] * math.exp(contrast))
         image = nib.Nifti1Image(_acquire(config, rng, signal, grid, site=visit.site), grid.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(grid.affine, code="scanner")
@@ -156,8 +157,7 @@ def _in_template(rng: np.random.Generator, points: Array, *, head_size: float) -
     return np.asarray(np.einsum("ij,jxyz->ixyz", turn.astype(np.float32), centred), dtype=np.float32)
 
 
-def _signal(head: Head, shape: Shape, points: Array, visit: Visit, *, grey: float) -> Array:
-    origin, _ = shape.at(points)
+def _signal(head: Head, origin: Array, visit: Visit, *, grey: float) -> Array:
     where = to_voxels(origin, head.brain)
     grey_share, rest = (sample(part, where, outside="constant") for part in head.inside)
     lost = np.float32(visit.atrophy) * sample(head.lost, where, outside="constant")

@@ -11,6 +11,7 @@ from nilatent.simulate.config import (
     ADVANCED,
     ADVANCED_TIMES,
     CONTROL,
+    CONVERSION,
     PATIENT,
     SEVERITY_SPREAD,
     SLOPE_PER_YEAR,
@@ -86,7 +87,8 @@ def draw_people(config: SimulationConfig, *, template_ml: float) -> tuple[pd.Dat
     -------
     scans : DataFrame
         Index ``scan_id``, one row per visit; what a study would know: subject_id, session_id, dataset, age in years,
-        sex, site, group, severity (0 to 30, low is severe), intracranial_ml, years since the first visit.
+        sex, site, group, severity (0 to 30, low is severe), intracranial_ml, years since the first visit; with
+        `follow_up_years`, course and course_years as seen from the visit, empty in controls and beyond 1.65.
     planted : DataFrame
         Index ``scan_id``; what only the simulation knows: disease (0 in controls, mean 1 in patients at the first
         visit), disease_per_year, atrophy (the disease that reached the brain: 0 under the null), head_size relative
@@ -95,7 +97,12 @@ def draw_people(config: SimulationConfig, *, template_ml: float) -> tuple[pd.Dat
     """
     rows = [visit for index in range(config.n_subjects) for visit in _visits(config, index, template_ml=template_ml)]
     table = pd.DataFrame(rows).set_index("scan_id")
-    return table[VISIBLE], table[[*PLANTED, *cause_columns(config)]]
+    return table[[*VISIBLE, *course_columns(config)]], table[[*PLANTED, *cause_columns(config)]]
+
+
+def course_columns(config: SimulationConfig) -> list[str]:
+    """Columns of what becomes of patients; none where nobody is followed."""
+    return ["course", "course_years"] if config.follow_up_years else []
 
 
 def cause_columns(config: SimulationConfig) -> list[str]:
@@ -137,6 +144,8 @@ def _visits(config: SimulationConfig, index: int, *, template_ml: float) -> list
         age += AGE_GAP_CONFOUNDED / 2 * (1 if sick else -1)
     age = float(np.clip(age, *AGE_RANGE))
     head_size = (HEAD_SIZE_MEN if sex == "M" else HEAD_SIZE_WOMEN) * math.exp(HEAD_SIZE_SD * z_head)
+    if sick:
+        head_size *= config.patient_head_size
     personal = math.exp(GM_SD * z_gm) * (GM_WOMEN_OVER_MEN**0.5 if sex == "F" else GM_WOMEN_OVER_MEN**-0.5)
     start, slope = _course(config, group, b_start=b_start, b_slope=b_slope)
     site = _site(config, sick=sick, u_side=u_side, u_site=u_site)
@@ -168,6 +177,7 @@ def _visits(config: SimulationConfig, index: int, *, template_ml: float) -> list
                 "head_size": head_size,
                 "gm_factor": personal * math.exp(-GM_LOST_PER_YEAR * (age + years - AGE_MEAN)),
             }
+            | _course_of(config, disease if sick else math.nan, slope)
             | amplitudes
         )
     return rows
@@ -181,6 +191,17 @@ def _course(config: SimulationConfig, group: str, *, b_start: float, b_slope: fl
     start = 1 + SEVERITY_SPREAD * (2 * b_start - 1)
     slow, fast = SLOPE_PER_YEAR
     return start * (ADVANCED_TIMES if group == ADVANCED else 1.0), slow + (fast - slow) * b_slope
+
+
+def _course_of(config: SimulationConfig, disease: float, slope: float) -> dict[str, object]:
+    """What becomes of a patient, seen from this visit."""
+    if not config.follow_up_years:
+        return {}
+    if not disease < CONVERSION:
+        return {"course": None, "course_years": math.nan}
+    years = (CONVERSION - disease) / slope
+    course = "progressive" if years <= config.follow_up_years else "stable"
+    return {"course": course, "course_years": round(min(years, config.follow_up_years), 3)}
 
 
 def _site(config: SimulationConfig, *, sick: bool, u_side: float, u_site: float) -> str:
