@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nilatent.cohort import Cohort, SplitConfig, split
+from nilatent.cohort import Cohort
 from nilatent.models import ANCHORS, MODELS, ModelConfig
+from nilatent.parts import SplitConfig, split
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.memory import simulate_maps
 from nilatent.training.diagnostics import fvu

@@ -22,9 +22,10 @@ import pandas as pd
 import torch
 from measured import machine
 
-from nilatent.cohort import Cohort, SplitConfig, split
+from nilatent.cohort import Cohort
 from nilatent.grid import Grid
 from nilatent.models import ModelConfig
+from nilatent.parts import SplitConfig, split
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.memory import simulate_maps
 from nilatent.training.loop import TrainConfig, train

@@ -22,9 +22,10 @@ import pandas as pd
 from scipy import ndimage, stats
 
 from nilatent.analysis.similarity import ssim_3d
-from nilatent.cohort import Cohort, SplitConfig, split
+from nilatent.cohort import Cohort
 from nilatent.encode import reconstructions
 from nilatent.models import MODELS, ModelConfig
+from nilatent.parts import SplitConfig, split
 from nilatent.preprocess.resampling import smooth
 from nilatent.simulate import SimulationConfig, simulate_maps
 from nilatent.training.loop import TrainConfig, train

@@ -25,8 +25,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from training_tables import tell_quality, tell_speed
 
-from nilatent.cohort import Cohort, SplitConfig, split
+from nilatent.cohort import Cohort
 from nilatent.models import ModelConfig
+from nilatent.parts import SplitConfig, split
 from nilatent.simulate.config import SimulationConfig
 from nilatent.simulate.memory import simulate_maps
 from nilatent.training.config import learning_rate

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nilatent import cli
+from nilatent.cli import options, scans
 
 COMMANDS = ("demo", "run", "simulate", "prepare", "train", "search", "encode", "analyse", "report", "doctor")
 
@@ -38,7 +39,7 @@ def test_errors_that_the_user_can_mend_come_without_a_traceback(
     monkeypatch.setattr(sys, "argv", ["nilatent", "report", str(tmp_path / "absent")])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == cli.BAD_USAGE
+    assert stop.value.code == options.BAD_USAGE
     said = capsys.readouterr().err
     assert "absent" in said
     assert "Traceback" not in said
@@ -51,12 +52,12 @@ def test_failed_scans_are_listed_and_those_the_user_left_out_are_not(capsys: pyt
     rows = [("sub-1", "study", "left out by the user", "Listed."), ("sub-2", "prepare", "4D", "Split it.")]
     excluded = pd.DataFrame(rows, columns=["scan_id", "stage", "rule", "reason"])
     with pytest.raises(typer.Exit) as stop:
-        cli._close(5, excluded)
-    assert stop.value.exit_code == cli.SOME_FAILED
+        options.list_failures(5, excluded)
+    assert stop.value.exit_code == options.SOME_FAILED
     said = capsys.readouterr().err
     assert "sub-2 [prepare, 4D]: Split it." in said
     assert "sub-1" not in said
-    cli._close(5, excluded.iloc[:1])
+    options.list_failures(5, excluded.iloc[:1])
 
 
 def test_a_place_that_cannot_be_written_comes_without_a_traceback(
@@ -66,7 +67,7 @@ def test_a_place_that_cannot_be_written_comes_without_a_traceback(
     monkeypatch.setattr(sys, "argv", ["nilatent", "simulate", str(tmp_path / "file" / "out"), "--n-subjects", "2"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == cli.BAD_USAGE
+    assert stop.value.code == options.BAD_USAGE
     assert "is writable" in capsys.readouterr().err
 
 
@@ -100,7 +101,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return done.exit_code, " ".join(re.sub("[│\\s]+", " ", done.stderr).split()), calls[0] if calls else {}
 
     monkeypatch.setattr(recipe, "prepare", prepare)
-    monkeypatch.setattr(cli, "_quality_page", lambda *_: None)
+    monkeypatch.setattr(scans, "_quality_page", lambda *_: None)
     return call
 
 
@@ -125,13 +126,13 @@ def test_every_flag_of_prepare_reaches_the_recipe(prepared, flags: tuple[str, ..
 
 def test_prepare_says_by_its_exit_whether_all_scans_went_through(prepared, tmp_path: Path):
     code, said, call = prepared()
-    assert code == cli.SOME_FAILED
+    assert code == options.SOME_FAILED
     assert "sub-03_ses-b [prepare, readable]: Look at it." in said
     assert len(call["cohort"].scans) == 6
     assert call["tables"]
     assert (tmp_path / "out" / "scans.tsv").is_file()
-    assert prepared("--participant-label", "01")[0] == cli.DONE
-    assert prepared("--no-such-flag")[0] == cli.BAD_USAGE
+    assert prepared("--participant-label", "01")[0] == options.DONE
+    assert prepared("--no-such-flag")[0] == options.BAD_USAGE
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_an_unknown_label_names_the_nearest(
     monkeypatch.setattr(sys, "argv", given)
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == cli.BAD_USAGE
+    assert stop.value.code == options.BAD_USAGE
     assert "no subject 'sub-4' among 3. Did you mean sub-0" in capsys.readouterr().err
 
 
@@ -176,6 +177,23 @@ def test_processes_here_or_a_cluster_elsewhere(prepared, monkeypatch: pytest.Mon
     assert [prepared("--n-procs", "3")[2][name] for name in ("n_procs", "dask")] == [3, ""]
     assert prepared("--dask", "tcp://host:8786")[2]["dask"] == "tcp://host:8786"
     code, said, call = prepared("--dask", "tcp://host:8786", "--n-procs", "3")
-    assert (code, call) == (cli.BAD_USAGE, {})
+    assert (code, call) == (options.BAD_USAGE, {})
     assert "Give one of the two" in said
-    assert prepared("--n-procs", "-1")[0] == cli.BAD_USAGE
+    assert prepared("--n-procs", "-1")[0] == options.BAD_USAGE
+
+
+def test_every_flag_of_simulate_reaches_the_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from nilatent import simulate
+
+    asked = []
+    monkeypatch.setattr(simulate, "simulate", lambda out, settings, **_: asked.append(settings) or out)
+    flags = {"n-subjects": 9, "n-sessions": 2, "n-sites": 3, "spacing-mm": 5.0, "n-causes": 4, "group-fraction": 0.2}
+    flags |= {"ventricles-mm": 2.0, "patient-head-size": 0.9, "follow-up-years": 4.0, "seed": 8}
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    planted = ["--region", "Caudate_L=0.3", "--region", "Caudate_R=0.2"]
+    done = CliRunner().invoke(cli.app, ["simulate", str(tmp_path / "a"), *given, *planted])
+    assert done.exit_code == 0, done.output
+    for name, value in flags.items():
+        assert getattr(asked[0], name.replace("-", "_")) == value
+    assert (asked[0].regions, asked[0].losses) == (("Caudate_L", "Caudate_R"), (0.3, 0.2))
+    assert CliRunner().invoke(cli.app, ["simulate", str(tmp_path / "a"), "--region", "Caudate_L"]).exit_code == 2

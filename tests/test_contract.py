@@ -77,7 +77,7 @@ def test_no_pickle_no_eval_no_shell():
     assert found == []
 
 
-@pytest.mark.parametrize("module", ["nilatent", *(["nilatent.cli"] if (SOURCE / "cli.py").exists() else [])])
+@pytest.mark.parametrize("module", ["nilatent", *(["nilatent.cli"] if (SOURCE / "cli").exists() else [])])
 def test_importing_is_light(module):
     script = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

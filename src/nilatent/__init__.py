@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nilatent.atlas import Atlas, load_atlas
-    from nilatent.cohort import Cohort, read_cohort, split
+    from nilatent.cohort import Cohort, read_cohort
     from nilatent.finding import Finding
+    from nilatent.parts import split
     from nilatent.volumes import Grid, Volumes, open_volumes, pack
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ _ROOMS = {
     "load_atlas": "atlas",
     "Cohort": "cohort",
     "read_cohort": "cohort",
-    "split": "cohort",
+    "split": "parts",
     "Finding": "finding",
     "Grid": "volumes",
     "Volumes": "volumes",

@@ -16,9 +16,9 @@ from nilatent.analysis.agnostic import AgnosticConfig
 from nilatent.analysis.error_profile import ErrorProfileConfig
 from nilatent.analysis.lrcp import LrcpConfig
 from nilatent.analysis.projections import ProjectionsConfig
-from nilatent.cohort import SplitConfig
 from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
+from nilatent.parts import SplitConfig
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.provenance import atomic, plain
 from nilatent.search.config import SearchConfig
@@ -261,6 +261,11 @@ def _shared(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             raise SettingError(
                 f"'folds' is {config.folds}: it is 0 or at least 2, and the same as 'split.n_folds' where that is set. Leave "
                 "out split.n_folds."
+            )
+        if config.split.train_on:
+            raise SettingError(
+                f"'folds' is {config.folds} and 'split.train_on' names {', '.join(config.split.train_on)}: scans of the other "
+                "data sets are new to the model without cross-fitting. Leave one of the two out."
             )
         config = dataclasses.replace(config, split=dataclasses.replace(config.split, n_folds=config.folds))
     for table, names in ASKED.items():

@@ -12,7 +12,7 @@ from rich.console import Console
 from nilatent.analyses import QUESTIONS, Pools, analyses
 from nilatent.analysis.regional import regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
-from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, split, write_cohort, write_excluded
+from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, write_cohort, write_excluded
 from nilatent.config import RunConfig, sized, write_config
 from nilatent.crossfit import fit_fold, fold_parts
 from nilatent.encode import encode
@@ -20,6 +20,7 @@ from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
+from nilatent.parts import split
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal

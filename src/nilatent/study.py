@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from nilatent.analysis.contrast import level_words
-from nilatent.cohort import Cohort, SplitConfig
+from nilatent.cohort import Cohort
 from nilatent.config import RunConfig
 from nilatent.errors import SettingError
+from nilatent.parts import SplitConfig
 from nilatent.variables import CODE, NUMBER
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")

@@ -65,6 +65,9 @@ def _scans(run: Run) -> str:
     )
     by = run.records.get("split", {}).get("settings", {}).get("stratify") or ()
     strata = f" and {', '.join(by)}" if by else ""
+    learnt = run.records.get("split", {}).get("settings", {}).get("train_on") or ()
+    if learnt:
+        strata += f"; the model learnt from {', '.join(learnt)} alone, and everyone else is in the test part"
     return f"{text} Persons, never single scans, were divided at random, stratified by data set{strata}: {sizes}."
 
 
