@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from nilatent.analyses import QUESTIONS, Pools, analyses
+from nilatent.analyses import QUESTIONS, analyses
 from nilatent.analysis.regional import regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
 from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, write_cohort, write_excluded
@@ -21,6 +21,7 @@ from nilatent.finding import Finding, not_run, write_finding
 from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
 from nilatent.parts import split
+from nilatent.pools import Pools
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal

@@ -1,5 +1,7 @@
 """A model on scans it is not learning from: batches, figures and the two trivial baselines."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from nilatent.volumes import Volumes, VoxelPca
 Rows = npt.NDArray[np.intp]
 Told = npt.NDArray[np.float32] | None
 PCA_BATCH = 16
+# Batches after which freed pages go back to the system: the allocator of Linux would keep more of them the longer a pass is.
+BATCHES_KEPT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +84,21 @@ def posteriors(
         Rows of the batch, the scans on the module's device, their conditions, and their posterior.
     """
     device = module.anchor.mask.device
-    for start in range(0, len(rows), batch_size):
+    for number, start in enumerate(range(0, len(rows), batch_size)):
+        if number % BATCHES_KEPT == 0:
+            _hand_back()
         batch = rows[start : start + batch_size]
         with exact():
             x = read_batch(volumes, batch).to(device)
             c = told(conditions, batch, device)
             posterior = module.encode(x, c)
         yield batch, x, c, posterior
+
+
+def _hand_back() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def told(conditions: Told, rows: Rows, device: torch.device) -> Float[Tensor, "batch ..."] | None:

@@ -1,0 +1,112 @@
+"""Pools: what a run folder holds for its analyses, read once."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nilatent.analysis.regional import read_regions
+from nilatent.atlas import RegionWeights
+from nilatent.cohort import Cohort
+from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig
+from nilatent.crossfit import errors_of, read_folds
+from nilatent.latents import compact, is_grid, read_latents
+from nilatent.training.checkpoint import load_model
+from nilatent.volumes import Volumes, voxel_pca
+
+BATCH = 64
+STUDY_MODEL = -1
+"""Fold of errors that the study's own model made on its test part."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """The pools of a run folder that analyses read.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder.
+    config : RunConfig
+        Every setting.
+    prepared : Cohort
+        The scans.
+    volumes : Volumes
+        What the model was trained on.
+    parts : DataFrame
+        Split of the study.
+    weights : RegionWeights
+        The atlas in the mask of grey matter.
+    of_mask : RegionWeights
+        The atlas in the mask of the volumes, which is wider for T1 intensities.
+    """
+
+    out: Path
+    config: RunConfig
+    prepared: Cohort
+    volumes: Volumes
+    parts: pd.DataFrame
+    weights: RegionWeights
+    of_mask: RegionWeights
+
+    @cached_property
+    def latents(self) -> xr.Dataset:
+        """Latents as vectors; those on a grid as their principal components over the training scans."""
+        return self._vectors(read_latents(self.out), self.parts)
+
+    @cached_property
+    def regions(self) -> pd.DataFrame:
+        """Mean grey matter, (scan, region)."""
+        return read_regions(self.out).values
+
+    @cached_property
+    def judged(self) -> xr.Dataset:
+        """The latents that labels may be asked of: all, or those of unseen scans where a label made them."""
+        if not self.latents.attrs.get("supervised"):
+            return self.latents
+        return self.latents.isel(scan=~self.latents["subject_in_training"].values)
+
+    def blind(self) -> list[xr.Dataset]:
+        """Latents of every cross-fitted model, where labels may be asked of all scans; none otherwise."""
+        if self.config.folds == 0 or self.latents.attrs.get("supervised"):
+            return []
+        place, vectors = self.out / "folds", partial(self._vectors, parts=self.parts)
+        return read_folds(place, self.config.folds, reduce=vectors)[0]
+
+    def errors(self) -> pd.DataFrame:
+        """Errors of every scan by the model that has not seen its subject; without folds those of the study's test part."""
+        if self.config.folds:
+            place = self.out / "folds"
+            return read_folds(place, self.config.folds, reduce=lambda one: one.drop_vars(["mean", "log_var"]))[1]
+        unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
+        rows = self.volumes.rows(list(self.latents["scan"].values[unseen]))
+        model = load_model(self.out / "model")
+        return errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
+
+    def voxel_scores(self) -> pd.DataFrame:
+        """Scores of all scans on principal components of the voxels, as many as latents, fitted on the training scans."""
+        training = self.volumes.rows(list(self.parts.index[self.parts["part"] == "train"]))
+        n_latent = self.latents.sizes["latent"]
+        pca = voxel_pca(self.volumes, training, n_latent, seed=self.config.seed, at_most=True)
+        n_scans = len(self.volumes.scans)
+        scores = [
+            pca.scores(self.volumes.masked(np.arange(n_scans)[start : start + BATCH]))
+            for start in range(0, n_scans, BATCH)
+        ]
+        names = [f"PC{number + 1}" for number in range(len(pca.sd))]
+        return pd.DataFrame(np.concatenate(scores), index=self.volumes.scans.index, columns=names)
+
+    def of_judged(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Regions and rows of the cohort of the scans in :attr:`judged`, in its order."""
+        chosen = self.judged["scan"].values
+        return self.regions.loc[chosen], self.prepared.scans.loc[chosen]
+
+    def _vectors(self, latents: xr.Dataset, parts: pd.DataFrame) -> xr.Dataset:
+        if not is_grid(latents):
+            return latents
+        n_train = int((parts["part"] == "train").sum())
+        n_components = max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT))
+        return compact(latents, n_components=n_components, seed=self.config.seed)
