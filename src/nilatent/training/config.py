@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from nilatent.errors import SettingError
+from nilatent.training.augment import AUGMENTATIONS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -46,6 +47,9 @@ class TrainConfig:
     latent_noise : float
         Only for latent vectors: SD of the noise on the latents that f sees (the anchor's linear part sees them clean), which
         have about unit variance. The latents of a grid have a width of their own, and no more is added.
+    augment : tuple[str, ...]
+        How scans are changed while training: some of ``"affine"``, ``"flip"``, ``"gamma"``, ``"bias"``, ``"noise"``; see
+        :mod:`nilatent.training.augment`. None by default: the PCA start knows the scans as they are.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     devices, num_nodes : int
@@ -74,6 +78,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     input_noise: float = 0.1
     latent_noise: float = 0.3
+    augment: tuple[str, ...] = ()
     device: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -110,6 +115,9 @@ class TrainConfig:
             raise SettingError(f"training.device is '{self.device}'; choose one of {', '.join(DEVICES)}.")
         if self.precision not in PRECISIONS:
             raise SettingError(f"training.precision is '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
+        odd = [name for name in self.augment if name not in AUGMENTATIONS]
+        if odd:
+            raise SettingError(f"training.augment names '{odd[0]}'; choose some of {', '.join(AUGMENTATIONS)}.")
         self._check_shares()
 
     def _check_shares(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nilatent.errors import NilatentError
 from nilatent.provenance import hash_values
+from nilatent.training.augment import augment
 from nilatent.training.config import kl_weight, learning_rate
 from nilatent.training.devices import add_up
 from nilatent.training.objective import Objective
@@ -133,6 +134,7 @@ def gradients(
     """
     device = run.fabric.device
     x, c = read_batch(run.volumes, piece).to(device), told(run.told, piece, device)
+    x = augment(x, run.module.anchor.mask, generator, names=run.config.augment, spacing_mm=run.volumes.grid.spacing_mm)
     judged = torch.zeros((), device=device)
     if isinstance(run.bare_objective, SpatialObjective):
         critic = None if rival is None else rival.critic
