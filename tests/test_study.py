@@ -32,6 +32,7 @@ def cohort() -> Cohort:
         ({"study.site": "centre"}, "--site: there is no column 'centre'"),
         ({"study.covariates": ["agee"]}, "--covariates agee"),
         ({"study.contrast": "AD:CN"}, "needs --group"),
+        ({"split.train_on": ["onw"]}, "--train-on: there is no data set 'onw'. Did you mean 'one'"),
         ({"study.group": "diagnosis", "study.contrast": "AD:CM"}, "no value 'CM'. There are: AD, CN"),
         ({"study.group": "diagnosis", "study.contrast": "AD"}, "joined by a colon"),
         ({"study.group": "diagnosis", "study.contrast": "AD:AD"}, "two different values"),

@@ -46,6 +46,10 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
             f"model.condition names '{study.group}', the group of the study: latents that were told it cannot be asked about "
             "it, and would differ between groups of people who do not. Take it out."
         )
+    names = list(map(str, cohort.scans["dataset"].unique()))
+    for name in config.split.train_on:
+        if name not in names:
+            raise SettingError(f"--train-on: there is no data set '{name}'.{nearest(name, names)}")
     for name in study.covariates:
         _check_numbers(cohort, name)
     if study.contrast and not study.group:
