@@ -3,8 +3,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
-from nilatent.crossfit import errors_of, fit_fold, fold_parts, read_folds
+from nilatent.atlas import RegionWeights
+from nilatent.crossfit import errors_of, fit_fold, fold_parts, read_folds, regional_errors_of
+from nilatent.encode import reconstructions
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import ModelConfig
 from nilatent.training.checkpoint import load_model
@@ -94,6 +97,28 @@ def test_errors_are_those_of_a_pca_that_has_not_seen_the_subject(
     some = volumes.rows(list(errors.index[errors["fold"] == 0]))
     again = errors_of(model, volumes, some[::-1], 0, scans=volumes.scans)
     np.testing.assert_allclose(again["error"], errors.loc[again.index, "error"], rtol=1e-5)
+
+
+def test_regional_errors_are_means_over_the_voxels_of_a_region(
+    volumes: Volumes, parts: pd.DataFrame, tmp_path: Path
+) -> None:
+    fitted(volumes, parts, tmp_path)
+    model = load_model(tmp_path / "0" / "model")
+    rows = np.array([7, 2, 11])
+    n_voxels = int(volumes.mask.sum())
+    cover = np.zeros((3, n_voxels))
+    cover[0, : n_voxels // 3], cover[1, n_voxels // 3 :], cover[2, 4:9] = 1, 1, [0.5, 1, 1, 1, 0.25]
+    names = ["first", "rest", "few"]
+    nothing = pd.DataFrame(columns=["label", "name", "n_voxels", "reason"])
+    weights = RegionWeights(csr_matrix(cover), np.arange(1, 4), names, nothing)
+    found = regional_errors_of(model, volumes, rows, weights, scans=volumes.scans)
+    whole = errors_of(model, volumes, rows, 0, scans=volumes.scans)
+    assert list(found.index) == list(volumes.scans.index[rows])
+    share = (n_voxels // 3) / n_voxels
+    np.testing.assert_allclose(share * found["first"] + (1 - share) * found["rest"], whole["error"], rtol=1e-6)
+    _, drawn = next(reconstructions(model, volumes, rows[:1], scans=volumes.scans))
+    missed = (volumes.masked(rows[:1])[0] - drawn[0]) ** 2
+    np.testing.assert_allclose(found["few"].iloc[0], np.average(missed[4:9], weights=[0.5, 1, 1, 1, 0.25]), rtol=1e-5)
 
 
 def test_an_error_by_a_model_that_has_seen_the_subject_is_refused(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nilatent.atlas import RegionWeights
 from nilatent.encode import encode, reconstructions
 from nilatent.errors import LeakageError, SettingError
 from nilatent.latents import read_latents, write_latents
@@ -154,6 +155,32 @@ def errors_of(
         missed = volumes.masked(batch).astype(np.float64) - drawn
         table.loc[volumes.scans.index[batch], "error"] = np.square(missed).mean(axis=1)
     return table
+
+
+def regional_errors_of(
+    model: TrainedModel, volumes: Volumes, rows: np.ndarray, weights: RegionWeights, *, scans: pd.DataFrame
+) -> pd.DataFrame:
+    """Mean squared error per voxel of every region of some scans.
+
+    Parameters
+    ----------
+    model, volumes, rows, scans
+        As for :func:`errors_of`.
+    weights : RegionWeights
+        The atlas in the mask of the volumes.
+
+    Returns
+    -------
+    DataFrame
+        Index scan_id, one column per region, in squared units of the scans.
+    """
+    found = np.empty((len(rows), len(weights.names)))
+    done = 0
+    for batch, drawn in reconstructions(model, volumes, np.asarray(rows, dtype=np.intp), scans=scans):
+        missed = np.square(volumes.masked(batch).astype(np.float64) - drawn)
+        found[done : done + len(batch)] = (weights.matrix @ missed.T).T / weights.n_voxels
+        done += len(batch)
+    return pd.DataFrame(found, index=volumes.scans.index[rows], columns=list(weights.names))
 
 
 def read_folds(

@@ -12,7 +12,7 @@ from nilatent.analysis.regional import read_regions
 from nilatent.atlas import RegionWeights
 from nilatent.cohort import Cohort
 from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig
-from nilatent.crossfit import errors_of, read_folds
+from nilatent.crossfit import errors_of, fold_parts, read_folds, regional_errors_of
 from nilatent.latents import compact, is_grid, read_latents
 from nilatent.training.checkpoint import load_model
 from nilatent.volumes import Volumes, voxel_pca
@@ -71,7 +71,11 @@ class Pools:
 
     def blind(self) -> list[xr.Dataset]:
         """Latents of every cross-fitted model, where labels may be asked of all scans; none otherwise."""
-        if self.config.folds == 0 or self.latents.attrs.get("supervised"):
+        return [] if self.latents.attrs.get("supervised") else self.fold_latents()
+
+    def fold_latents(self) -> list[xr.Dataset]:
+        """Latents of all scans by every cross-fitted model; none without cross-fitting."""
+        if self.config.folds == 0:
             return []
         place, vectors = self.out / "folds", partial(self._vectors, parts=self.parts)
         return read_folds(place, self.config.folds, reduce=vectors)[0]
@@ -86,11 +90,33 @@ class Pools:
         model = load_model(self.out / "model")
         return errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
 
-    def voxel_scores(self) -> pd.DataFrame:
-        """Scores of all scans on principal components of the voxels, as many as latents, fitted on the training scans."""
-        training = self.volumes.rows(list(self.parts.index[self.parts["part"] == "train"]))
-        n_latent = self.latents.sizes["latent"]
-        pca = voxel_pca(self.volumes, training, n_latent, seed=self.config.seed, at_most=True)
+    def regional_errors(self) -> pd.DataFrame:
+        """Error of every region of every scan that a model has not seen: by cross-fitted models of all, else of the test part."""
+        if not self.config.folds:
+            return self._regional_errors(self.out / "model", self.latents)
+        places = [self.out / "folds" / str(fold) for fold in range(self.config.folds)]
+        return pd.concat([self._regional_errors(place / "model", read_latents(place)) for place in places])
+
+    def _regional_errors(self, folder: Path, latents: xr.Dataset) -> pd.DataFrame:
+        unseen = ~latents["subject_in_training"].values & (latents["part"].values == "test")
+        rows = self.volumes.rows(list(latents["scan"].values[unseen]))
+        return regional_errors_of(load_model(folder), self.volumes, rows, self.of_mask, scans=self.prepared.scans)
+
+    def whole_latents(self) -> list[xr.Dataset]:
+        """Latents as the models give them, grids included: of every cross-fitted model, or of the study's own."""
+        if self.config.folds == 0:
+            return [read_latents(self.out)]
+        return read_folds(self.out / "folds", self.config.folds, reduce=lambda one: one)[0]
+
+    def fold_parts(self, fold: int) -> pd.DataFrame:
+        """The split with which the model of a fold was trained."""
+        split = self.config.split
+        return fold_parts(self.parts, fold, validation_fraction=split.validation_fraction, seed=split.seed)
+
+    def voxel_scores(self, n_components: int, parts: pd.DataFrame) -> pd.DataFrame:
+        """Scores of all scans on principal components of the voxels, fitted on the training scans of a split."""
+        training = self.volumes.rows(list(parts.index[parts["part"] == "train"]))
+        pca = voxel_pca(self.volumes, training, n_components, seed=self.config.seed, at_most=True)
         n_scans = len(self.volumes.scans)
         scores = [
             pca.scores(self.volumes.masked(np.arange(n_scans)[start : start + BATCH]))
