@@ -6,7 +6,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from nilatent.atlas import RegionWeights
-from nilatent.crossfit import errors_of, fit_fold, fold_parts, read_folds, regional_errors_of
+from nilatent.crossfit import errors_of, fit_fold, fold_parts, read_folds, regional_misses_of
 from nilatent.encode import reconstructions
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import ModelConfig
@@ -111,7 +111,7 @@ def test_regional_errors_are_means_over_the_voxels_of_a_region(
     names = ["first", "rest", "few"]
     nothing = pd.DataFrame(columns=["label", "name", "n_voxels", "reason"])
     weights = RegionWeights(csr_matrix(cover), np.arange(1, 4), names, nothing)
-    found = regional_errors_of(model, volumes, rows, weights, scans=volumes.scans)
+    found = regional_misses_of(model, volumes, rows, weights, scans=volumes.scans, squared=True)
     whole = errors_of(model, volumes, rows, 0, scans=volumes.scans)
     assert list(found.index) == list(volumes.scans.index[rows])
     share = (n_voxels // 3) / n_voxels
@@ -119,6 +119,24 @@ def test_regional_errors_are_means_over_the_voxels_of_a_region(
     _, drawn = next(reconstructions(model, volumes, rows[:1], scans=volumes.scans))
     missed = (volumes.masked(rows[:1])[0] - drawn[0]) ** 2
     np.testing.assert_allclose(found["few"].iloc[0], np.average(missed[4:9], weights=[0.5, 1, 1, 1, 0.25]), rtol=1e-5)
+
+
+def test_signed_misses_are_regional_means_minus_those_of_the_reconstruction(
+    volumes: Volumes, parts: pd.DataFrame, tmp_path: Path
+) -> None:
+    fitted(volumes, parts, tmp_path)
+    model = load_model(tmp_path / "0" / "model")
+    n_voxels = int(volumes.mask.sum())
+    cover = np.zeros((1, n_voxels))
+    cover[0, : n_voxels // 4] = 1
+    nothing = pd.DataFrame(columns=["label", "name", "n_voxels", "reason"])
+    weights = RegionWeights(csr_matrix(cover), np.array([1]), ["part"], nothing)
+    rows = np.array([3, 0])
+    found = regional_misses_of(model, volumes, rows, weights, scans=volumes.scans, squared=False)
+    _, drawn = next(reconstructions(model, volumes, rows, scans=volumes.scans))
+    naive = (volumes.masked(rows) - drawn)[:, : n_voxels // 4].mean(axis=1)
+    np.testing.assert_allclose(found["part"], naive, atol=1e-6)
+    assert (found["part"] < 0).any() or (found["part"] > 0).any()
 
 
 def test_an_error_by_a_model_that_has_seen_the_subject_is_refused(

@@ -1,26 +1,48 @@
 """What a run folder is asked: every analysis with its settings and the pools it rests on."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import xarray as xr
 
 from nilatent.analysis.agnostic import QUESTION as AGNOSTIC_QUESTION
 from nilatent.analysis.agnostic import agnostic
 from nilatent.analysis.error_profile import QUESTION as ERROR_PROFILE_QUESTION
 from nilatent.analysis.error_profile import error_profile
+from nilatent.analysis.harmonise import NAME as HARMONISE
+from nilatent.analysis.harmonise import QUESTION as HARMONISE_QUESTION
+from nilatent.analysis.harmonise import Measures, harmonise
+from nilatent.analysis.leaks import NAME as LEAKS
+from nilatent.analysis.leaks import QUESTION as LEAKS_QUESTION
+from nilatent.analysis.leaks import leaks
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
+from nilatent.analysis.normative import NAME as NORMATIVE
+from nilatent.analysis.normative import QUESTION as NORMATIVE_QUESTION
+from nilatent.analysis.normative import NormativeConfig, deviation_maps, normative
+from nilatent.analysis.prediction import NAME as PREDICTION
+from nilatent.analysis.prediction import QUESTION as PREDICTION_QUESTION
+from nilatent.analysis.prediction import prediction
+from nilatent.analysis.prediction_sets import LATENTS, REGIONS, latent_set, region_set
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
 from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
+from nilatent.config import RunConfig
 from nilatent.encode import reconstructions
-from nilatent.finding import Finding
+from nilatent.feature_sets import described, feature_sets
+from nilatent.finding import Finding, not_run
 from nilatent.models import SpatialVae
 from nilatent.models.features import image_features
 from nilatent.pools import Pools
+from nilatent.provenance import atomic
 from nilatent.training.checkpoint import TrainedModel, load_model
+from nilatent.training.heads import HeadConfig, fit_predict
 from nilatent.volumes import gm_mask
 
 QUESTIONS = {
@@ -29,7 +51,15 @@ QUESTIONS = {
     "lrcp": LRCP_QUESTION,
     "error_profile": ERROR_PROFILE_QUESTION,
     "agnostic": AGNOSTIC_QUESTION,
+    PREDICTION: PREDICTION_QUESTION,
+    HARMONISE: HARMONISE_QUESTION,
+    NORMATIVE: NORMATIVE_QUESTION,
+    LEAKS: LEAKS_QUESTION,
 }
+
+
+MIN_PREDICTED = 20
+"""Scans that a model has not seen, below which nothing is predicted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +74,14 @@ class Asked:
         What it depends on beside the pools.
     needs : Sequence[str]
         Stages it rests on.
+    beside : Callable
+        What else it leaves in its folder, from the finding and the folder; gives the files.
     """
 
     analyse: Callable[[], Finding]
     settings: object
     needs: Sequence[str]
+    beside: Callable[[Finding, Path], list[Path]] = lambda _finding, _folder: []
 
 
 def analyses(pools: Pools) -> dict[str, Asked]:
@@ -67,6 +100,19 @@ def analyses(pools: Pools) -> dict[str, Asked]:
             [*common, *(crossfit or ["model"])],
         ),
         "agnostic": Asked(lambda: _agnostic(pools), study | {"agnostic": config.agnostic}, [*common, *crossfit]),
+        PREDICTION: Asked(lambda: _prediction(pools), study | {"prediction": config.prediction}, [*common, *crossfit]),
+        HARMONISE: Asked(lambda: _harmonise(pools), study | {"harmonise": config.harmonise}, [*common, *crossfit]),
+        NORMATIVE: Asked(
+            lambda: _normative(pools),
+            study | {"normative": config.normative},
+            [*common, *(crossfit or ["model"])],
+            partial(_deviation_maps, pools),
+        ),
+        LEAKS: Asked(
+            lambda: _leaks(pools),
+            study | {"leaks": config.leaks, "targets": config.prediction.targets},
+            [*common, *crossfit],
+        ),
     }
 
 
@@ -105,7 +151,7 @@ def _projections(pools: Pools) -> Finding:
         regions,
         scans,
         pools.config.projections,
-        voxel_scores=pools.voxel_scores().loc[pools.judged["scan"].values],
+        voxel_scores=pools.voxel_scores(pools.latents.sizes["latent"], pools.parts).loc[pools.judged["scan"].values],
         group=study.group,
         site=study.site,
         seed=pools.config.seed,
@@ -133,6 +179,95 @@ def _lrcp(pools: Pools) -> Finding:
     config, folds = pools.config.lrcp, pools.blind()
     found = lrcp(pools.judged, regions, scans, pools.weights, grid, gm_mask(grid), config, folds=folds, label="lrcp")
     return _with_notes(found, pools.latents)
+
+
+def _prediction(pools: Pools) -> Finding:
+    latents, scans, folds = described(pools)
+    if len(latents) < 2 or len(scans) < MIN_PREDICTED:
+        return not_run(
+            PREDICTION,
+            PREDICTION_QUESTION,
+            f"the model has not seen {len(scans)} scans, and at least {MIN_PREDICTED} are needed. With --folds 5 every scan is "
+            "described by a model that has not seen it",
+        )
+    sets, network = feature_sets(pools, latents, scans), None
+    for channel, x, y, z in (one.grid for one in sets if one.grid):
+        network = fit_predict((channel, x, y, z), HeadConfig(), seed=pools.config.seed)
+    found = prediction(sets, scans, folds, pools.config.prediction, network=network, label="prediction")
+    if pools.config.folds:
+        return found
+    note = f"Judged on the {len(scans)} scans that the study's one model has not seen; with --folds, on all of them."
+    return replace(found, caveats=(note, *found.caveats))
+
+
+def _harmonise(pools: Pools) -> Finding:
+    latents, scans, folds = described(pools)
+    if len(latents) < 2:
+        return not_run(HARMONISE, HARMONISE_QUESTION, "fewer than two folds have a scan that the model has not seen")
+    regions, z = region_set(pools.regions, scans), latent_set(latents, scans)
+    names = tuple(f"z{number:03d}" for number in range(max(values.shape[1] for values in z.by_fold)))
+    measures = [
+        Measures(REGIONS, regions.by_fold, tuple(map(str, pools.regions))),
+        Measures(LATENTS, z.by_fold, names, z.seen),
+    ]
+    return harmonise(measures, scans, folds, pools.config.harmonise)
+
+
+def _normative(pools: Pools) -> Finding:
+    scans = pools.prepared.scans
+    return normative(
+        pools.fold_latents() or [pools.latents],
+        pools.regions.loc[scans.index],
+        pools.regional_errors() if pools.config.recipe.target == "gm" else None,
+        scans,
+        pools.parts["fold"].loc[scans.index].to_numpy(),
+        pools.weights,
+        pools.volumes.grid,
+        gm_mask(pools.volumes.grid),
+        _reference(pools.config),
+    )
+
+
+def _reference(config: RunConfig) -> NormativeConfig:
+    """The reference of the study's first contrast, unless the settings name another."""
+    if config.normative.reference or not config.study.contrast:
+        return config.normative
+    return replace(config.normative, reference=config.study.contrast.split(",")[0].split(":")[1].strip())
+
+
+def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:
+    """A map of z of each scan that deviates most, ``maps/<scan>.nii.gz``."""
+    place = folder / "maps"
+    if place.is_dir():
+        shutil.rmtree(place)
+    if found.not_run:
+        return []
+    scans, volumes = pools.prepared.scans, pools.volumes
+    folds = pools.parts["fold"].loc[scans.index].to_numpy()
+    written = []
+    chosen = found.settings["mapped"]
+    for scan, z in deviation_maps(
+        volumes, scans, folds, _reference(pools.config), chosen=chosen, label="deviation maps"
+    ):
+        image = np.zeros(volumes.grid.shape, dtype=np.float32)
+        image[volumes.mask] = z
+        written.append(place / f"{scan}.nii.gz")
+        with atomic(written[-1]) as temporary:
+            nib.save(volumes.grid.to_image(image), temporary)
+    return written
+
+
+def _leaks(pools: Pools) -> Finding:
+    scans = pools.prepared.scans
+    return leaks(
+        scans,
+        pools.parts,
+        replace(pools.config.leaks, targets=pools.config.prediction.targets),
+        latents=pools.latents,
+        folds=pools.fold_latents(),
+        regions=pools.regions.loc[scans.index],
+        volumes=pools.volumes,
+    )
 
 
 def _with_notes(finding: Finding, latents: xr.Dataset) -> Finding:

@@ -14,7 +14,11 @@ import tomli_w
 
 from nilatent.analysis.agnostic import AgnosticConfig
 from nilatent.analysis.error_profile import ErrorProfileConfig
+from nilatent.analysis.harmonise import HarmoniseConfig
+from nilatent.analysis.leaks import LeaksConfig
 from nilatent.analysis.lrcp import LrcpConfig
+from nilatent.analysis.normative import NormativeConfig
+from nilatent.analysis.prediction_config import PredictionConfig
 from nilatent.analysis.projections import ProjectionsConfig
 from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
@@ -65,11 +69,17 @@ SPATIAL: dict[str, dict[str, Any]] = {"training": {"n_epochs": 80, "patience": 2
 MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what analyses take from the study.
-SEEDED = ("split", "training", "lrcp", "error_profile", "agnostic", "search")
+SEEDED = (
+    "split", "training", "lrcp", "error_profile", "agnostic", "prediction", "harmonise", "leaks", "search",
+)  # fmt: skip
 ASKED = {
     "lrcp": ("group", "contrast", "covariates", "site"),
     "error_profile": ("group", "covariates", "site"),
     "agnostic": ("group", "contrast", "covariates", "site"),
+    "prediction": ("group", "contrast", "covariates", "site"),
+    "harmonise": ("covariates", "site"),
+    "normative": ("group", "covariates", "site"),
+    "leaks": ("group", "covariates", "site"),
 }
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
@@ -155,6 +165,10 @@ class RunConfig:
     lrcp: LrcpConfig = field(default_factory=LrcpConfig)
     error_profile: ErrorProfileConfig = field(default_factory=ErrorProfileConfig)
     agnostic: AgnosticConfig = field(default_factory=AgnosticConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    harmonise: HarmoniseConfig = field(default_factory=HarmoniseConfig)
+    normative: NormativeConfig = field(default_factory=NormativeConfig)
+    leaks: LeaksConfig = field(default_factory=LeaksConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
 

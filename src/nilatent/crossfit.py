@@ -157,10 +157,16 @@ def errors_of(
     return table
 
 
-def regional_errors_of(
-    model: TrainedModel, volumes: Volumes, rows: np.ndarray, weights: RegionWeights, *, scans: pd.DataFrame
+def regional_misses_of(
+    model: TrainedModel,
+    volumes: Volumes,
+    rows: np.ndarray,
+    weights: RegionWeights,
+    *,
+    scans: pd.DataFrame,
+    squared: bool,
 ) -> pd.DataFrame:
-    """Mean squared error per voxel of every region of some scans.
+    """What a model misses in every region of some scans: the mean over its voxels of the scan minus its reconstruction.
 
     Parameters
     ----------
@@ -168,16 +174,19 @@ def regional_errors_of(
         As for :func:`errors_of`.
     weights : RegionWeights
         The atlas in the mask of the volumes.
+    squared : bool
+        The mean of the squares, an error, in place of the signed mean.
 
     Returns
     -------
     DataFrame
-        Index scan_id, one column per region, in squared units of the scans.
+        Index scan_id, one column per region, in units of the scans or their square.
     """
     found = np.empty((len(rows), len(weights.names)))
     done = 0
     for batch, drawn in reconstructions(model, volumes, np.asarray(rows, dtype=np.intp), scans=scans):
-        missed = np.square(volumes.masked(batch).astype(np.float64) - drawn)
+        missed = volumes.masked(batch).astype(np.float64) - drawn
+        missed = np.square(missed) if squared else missed
         found[done : done + len(batch)] = (weights.matrix @ missed.T).T / weights.n_voxels
         done += len(batch)
     return pd.DataFrame(found, index=volumes.scans.index[rows], columns=list(weights.names))

@@ -88,6 +88,7 @@ def run(
             if until in ("findings", "report"):
                 river.folds(prepared, volumes, parts)
                 river.findings(prepared, volumes, parts, weights, only=only)
+                river.heads(prepared, volumes, parts, weights)
         if until == "report":
             river.report()
         return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)

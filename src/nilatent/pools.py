@@ -12,7 +12,7 @@ from nilatent.analysis.regional import read_regions
 from nilatent.atlas import RegionWeights
 from nilatent.cohort import Cohort
 from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig
-from nilatent.crossfit import errors_of, fold_parts, read_folds, regional_errors_of
+from nilatent.crossfit import errors_of, fold_parts, read_folds, regional_misses_of
 from nilatent.latents import compact, is_grid, read_latents
 from nilatent.training.checkpoint import load_model
 from nilatent.volumes import Volumes, voxel_pca
@@ -82,25 +82,38 @@ class Pools:
 
     def errors(self) -> pd.DataFrame:
         """Errors of every scan by the model that has not seen its subject; without folds those of the study's test part."""
-        if self.config.folds:
-            place = self.out / "folds"
-            return read_folds(place, self.config.folds, reduce=lambda one: one.drop_vars(["mean", "log_var"]))[1]
-        unseen = ~self.latents["subject_in_training"].values & (self.latents["part"].values == "test")
-        rows = self.volumes.rows(list(self.latents["scan"].values[unseen]))
-        model = load_model(self.out / "model")
-        return errors_of(model, self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
+        if not self.config.folds:
+            return self.study_errors()
+        place = self.out / "folds"
+        return read_folds(place, self.config.folds, reduce=lambda one: one.drop_vars(["mean", "log_var"]))[1]
+
+    def study_errors(self) -> pd.DataFrame:
+        """Errors of the study's own model on the scans of its test part."""
+        rows = self._unseen_rows(self.latents)
+        return errors_of(load_model(self.out / "model"), self.volumes, rows, STUDY_MODEL, scans=self.prepared.scans)
 
     def regional_errors(self) -> pd.DataFrame:
         """Error of every region of every scan that a model has not seen: by cross-fitted models of all, else of the test part."""
         if not self.config.folds:
-            return self._regional_errors(self.out / "model", self.latents)
+            return self._misses(self.out / "model", self._unseen_rows(self.latents), squared=True)
         places = [self.out / "folds" / str(fold) for fold in range(self.config.folds)]
-        return pd.concat([self._regional_errors(place / "model", read_latents(place)) for place in places])
+        return pd.concat(
+            [self._misses(place / "model", self._unseen_rows(read_latents(place)), squared=True) for place in places]
+        )
 
-    def _regional_errors(self, folder: Path, latents: xr.Dataset) -> pd.DataFrame:
+    def residuals(self) -> list[pd.DataFrame]:
+        """What every cross-fitted model, or the study's own, leaves of the mean of each region, of all scans."""
+        places = [self.out / "folds" / str(fold) for fold in range(self.config.folds)] or [self.out]
+        everyone = np.arange(len(self.volumes.scans))
+        return [self._misses(place / "model", everyone, squared=False) for place in places]
+
+    def _misses(self, folder: Path, rows: np.ndarray, *, squared: bool) -> pd.DataFrame:
+        model, scans = load_model(folder), self.prepared.scans
+        return regional_misses_of(model, self.volumes, rows, self.of_mask, scans=scans, squared=squared)
+
+    def _unseen_rows(self, latents: xr.Dataset) -> np.ndarray:
         unseen = ~latents["subject_in_training"].values & (latents["part"].values == "test")
-        rows = self.volumes.rows(list(latents["scan"].values[unseen]))
-        return regional_errors_of(load_model(folder), self.volumes, rows, self.of_mask, scans=self.prepared.scans)
+        return np.asarray(self.volumes.rows(list(latents["scan"].values[unseen])))
 
     def whole_latents(self) -> list[xr.Dataset]:
         """Latents as the models give them, grids included: of every cross-fitted model, or of the study's own."""

@@ -1,5 +1,6 @@
 """River: the pools of one output folder, each filled by one function and skipped when nothing it depends on has changed."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from nilatent.analyses import QUESTIONS, analyses
+from nilatent.analyses import QUESTIONS, Asked, analyses
+from nilatent.analysis.normative import NAME as NORMATIVE
+from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.regional import regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
 from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, write_cohort, write_excluded
@@ -17,7 +20,7 @@ from nilatent.config import RunConfig, sized, write_config
 from nilatent.crossfit import fit_fold, fold_parts
 from nilatent.encode import encode
 from nilatent.errors import CohortError, SettingError
-from nilatent.finding import Finding, not_run, write_finding
+from nilatent.finding import Finding, not_run, read_finding, write_finding
 from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
 from nilatent.parts import split
@@ -27,8 +30,10 @@ from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
 from nilatent.report.quality import build as build_quality
+from nilatent.report.subjects import build_subjects
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
+from nilatent.study_heads import write_heads
 from nilatent.training.checkpoint import load_model
 from nilatent.training.conditions import fit_conditions
 from nilatent.training.config import TrainConfig, settled
@@ -323,7 +328,7 @@ class River:
         pools = Pools(self.out, self.config, prepared, volumes, parts, weights, of_mask)
         for name, asked in analyses(pools).items():
             if not only or name in only:
-                self._finding(name, asked.analyse, settings=asked.settings, needs=asked.needs)
+                self._finding(name, asked)
 
     def search(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Other settings of the model, tried on the validation scans, in ``search/`` and ``findings/search/``."""
@@ -334,21 +339,39 @@ class River:
             place = self.out / "search"
             return search(volumes, parts, model, config.training, config.search, place, scans=prepared.scans)
 
-        self._finding(
-            "search",
-            searched,
-            settings={"model": model, "training": config.training, "search": config.search},
-            needs=["volumes", "split", "prepared"],
-        )
+        settings = {"model": model, "training": config.training, "search": config.search}
+        self._finding("search", Asked(searched, settings, ["volumes", "split", "prepared"]))
 
-    def _finding(self, name: str, analyse: Callable[[], Finding], *, settings: object, needs: Sequence[str]) -> None:
+    def _finding(self, name: str, asked: Asked) -> None:
         folder = self.out / "findings" / name
+
+        def fill() -> list[Path]:
+            found = asked.analyse()
+            # What stands beside a finding is complete before the finding can be read.
+            beside = asked.beside(found, folder)
+            return [*beside, *write_finding(found, folder)]
+
+        self._stage(name, folder / "provenance.json", settings=asked.settings, needs=asked.needs, fill=fill)
+
+    def heads(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame, weights: RegionWeights) -> None:
+        """A frozen head for every target of the prediction, in ``heads/``, for scans from elsewhere."""
+        folder = self.out / "heads"
+        if PREDICTION not in self.hashes:
+            return
+        pools = Pools(self.out, self.config, prepared, volumes, parts, weights, weights)
+
+        def fill() -> list[Path]:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            return write_heads(pools, read_finding(self.out / "findings" / PREDICTION), folder)
+
         self._stage(
-            name,
+            "heads",
             folder / "provenance.json",
-            settings=settings,
-            needs=needs,
-            fill=lambda: write_finding(analyse(), folder),
+            settings=self.config.prediction,
+            needs=["latents", "model", "volumes", "split", "prepared", PREDICTION],
+            fill=fill,
         )
 
     def nothing_found(self, reason: str) -> None:
@@ -358,9 +381,11 @@ class River:
             write_finding(not_run(name, question, reason), self.out / "findings" / name)
 
     def report(self) -> None:
-        """``report.html``, from the files of the folder."""
+        """``report.html``, from the files of the folder, and a page per subject where deviations were measured."""
         self.console.print("report ...", highlight=False)
         build(self.out)
+        if (self.out / "findings" / NORMATIVE / "finding.json").is_file():
+            build_subjects(self.out)
 
 
 def _recorded(training: TrainConfig) -> TrainConfig:

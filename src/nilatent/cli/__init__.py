@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from nilatent.cli.model import encode, search, train
+from nilatent.cli.model import encode, predict, search, train
 from nilatent.cli.options import BAD_USAGE
 from nilatent.cli.scans import native, prepare, simulate
 from nilatent.cli.study import analyse, demo, doctor, report, run
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn latent representations of 3D brain MRI, and say with honest statistics what they know.",
 )
-for command in (run, demo, simulate, prepare, native, train, search, encode, analyse, report, doctor):
+for command in (run, demo, simulate, prepare, native, train, search, encode, predict, analyse, report, doctor):
     app.command()(command)
 
 

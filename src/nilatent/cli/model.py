@@ -1,14 +1,26 @@
 """Commands about the model: trained, searched, used."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from nilatent.cli.options import Devices, Nodes, Objective, RunFolder, n_processes, on_machines, run_again
-
-if TYPE_CHECKING:
-    pass
+from nilatent.cli.options import (
+    Columns,
+    Devices,
+    Nodes,
+    Objective,
+    Out,
+    Procs,
+    RunFolder,
+    SeenBefore,
+    Sources,
+    column_aliases,
+    list_failures,
+    n_processes,
+    on_machines,
+    run_again,
+)
 
 
 def train(folder: RunFolder, devices: Devices = None, num_nodes: Nodes = None) -> None:
@@ -42,3 +54,45 @@ def encode(folder: RunFolder) -> None:
     """Write the latents of a run folder: posterior means, the same for a scan alone or in any batch."""
     run_again(folder, until="latents")
     typer.echo(str(folder / "latents.tsv"))
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a run, or of its model.")],
+    head: Annotated[str, typer.Argument(help="Folder of a head, or the name of one in the run's heads/.")],
+    sources: Sources,
+    out: Out,
+    column: Columns = None,
+    image: Annotated[str, typer.Option(help="Which image of a folder: auto, T1w or GM.")] = "auto",
+    seen: Annotated[
+        SeenBefore, typer.Option(help="What to do with subjects that the model or the head knows, by name or by scan.")
+    ] = SeenBefore.refuse,
+    allow_other_preparation: Annotated[
+        bool,
+        typer.Option("--allow-other-preparation", help="Go on with scans that were made otherwise than the model's."),
+    ] = False,
+    n_procs: Procs = 0,
+) -> None:
+    """What a frozen model and head say of scans from elsewhere; nothing is fitted to them."""
+    aliases, processes = column_aliases(column), n_processes(n_procs)
+    from nilatent.external import PredictConfig
+    from nilatent.external import predict as predict_sources
+
+    of_run = (model / "model" / "config.toml").is_file()
+    place = model / "heads" / head
+    done = predict_sources(
+        model / "model" if of_run else model,
+        place if of_run and place.is_dir() else Path(head),
+        sources,
+        out,
+        config=PredictConfig(
+            column_aliases=aliases,
+            image=image,
+            seen=seen.value,
+            allow_other_preparation=allow_other_preparation,
+        ),
+        study=model if of_run else None,
+        n_procs=processes,
+    )
+    typer.echo(done.finding.answer)
+    typer.echo(str(out / "predictions.tsv"))
+    list_failures(len(done.predictions), done.excluded)

@@ -39,6 +39,14 @@ class Objective(StrEnum):
     size = "size"
 
 
+class SeenBefore(StrEnum):
+    """What to do with subjects that a model or a head knows."""
+
+    refuse = "refuse"
+    leave_out = "leave out"
+    by_scan = "by scan"
+
+
 class Kind(StrEnum):
     """What to simulate."""
 
@@ -61,6 +69,7 @@ Sources = Annotated[
     typer.Argument(help="BIDS folders, derivatives, CAT12 folders, or tables with columns path, participant_id."),
 ]
 Config = Annotated[Path | None, typer.Option(help="TOML file with settings; flags win over it.")]
+Columns = Annotated[list[str] | None, typer.Option(help="Our name of a column = the source's: sex=gender.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that draws.")]
 Subjects = Annotated[
     list[str] | None, typer.Option(help="Only these subjects, with or without sub-; several by commas or repeated.")
@@ -84,6 +93,17 @@ Devices = Annotated[
     typer.Option(min=1, help="Train on so many GPUs (or processes, on a processor) of each machine."),
 ]
 Nodes = Annotated[int | None, typer.Option(min=1, help="Train on so many machines, each of which runs this command.")]
+
+
+def column_aliases(column: list[str] | None) -> dict[str, str]:
+    """Our names of columns to the source's."""
+    aliases = {}
+    for pair in column or []:
+        ours, joined, theirs = pair.partition("=")
+        if not (ours and joined and theirs):
+            raise typer.BadParameter(f"--column is OURS=THEIRS, such as sex=gender; got '{pair}'.")
+        aliases[ours] = theirs
+    return aliases
 
 
 def n_processes(n_procs: int, *, scheduler: str = "") -> int:

@@ -8,6 +8,7 @@ import typer
 from nilatent.cli.options import (
     DEMO_SUBJECTS,
     SOME_FAILED,
+    Columns,
     Config,
     Dask,
     Devices,
@@ -18,6 +19,7 @@ from nilatent.cli.options import (
     RunFolder,
     Seed,
     Sources,
+    column_aliases,
     list_failures,
     n_processes,
     on_machines,
@@ -47,11 +49,7 @@ def _study(
         "study.exclude": None if exclude is None else str(exclude.resolve()),
         "seed": seed,
     }
-    for pair in column or []:
-        ours, joined, theirs = pair.partition("=")
-        if not (ours and joined and theirs):
-            raise typer.BadParameter(f"--column is OURS=THEIRS, such as sex=gender; got '{pair}'.")
-        given[f"study.columns.{ours}"] = theirs
+    given |= {f"study.columns.{ours}": theirs for ours, theirs in column_aliases(column).items()}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -66,7 +64,7 @@ def run(
     ] = None,
     covariates: Annotated[str | None, typer.Option(help="Columns to remove, joined by commas.")] = None,
     site: Annotated[str | None, typer.Option(help="Column of the scanner or centre.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="Our name of a column = the source's: sex=gender.")] = None,
+    column: Columns = None,
     exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
     seed: Seed = None,
     model: Annotated[ModelName | None, typer.Option(help="Which network.")] = None,
@@ -118,7 +116,10 @@ def analyse(
     folder: RunFolder,
     names: Annotated[list[str] | None, typer.Argument(help="Which analyses; all when none is named.")] = None,
 ) -> None:
-    """Run analyses of a run folder: reconstruction, projections, lrcp, error_profile, agnostic."""
+    """Run analyses of a run folder.
+
+    There are reconstruction, projections, lrcp, error_profile, agnostic, prediction, harmonise, normative and leaks.
+    """
     run_again(folder, until="findings", only=names)
     typer.echo(str(folder / "findings"))
 

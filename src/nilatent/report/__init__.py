@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 
 import nilatent
 from nilatent.finding import Finding
-from nilatent.plots import agnostic, brain, error_profile, lrcp, projections, reconstruction
+from nilatent.plots import (
+    agnostic,
+    brain,
+    error_profile,
+    harmonise,
+    leaks,
+    lrcp,
+    normative,
+    prediction,
+    projections,
+    reconstruction,
+)
 from nilatent.plots import search as search_plot
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
@@ -115,6 +126,36 @@ SECTIONS: tuple[FindingSection, ...] = (
         "What can be certified whatever the distribution of the data: bounds on the error for people not in the study.",
         agnostic.COLUMN_NAMES,
         maps=agnostic.MAPS,
+    ),
+    FindingSection(
+        "Prediction",
+        "prediction",
+        prediction.draw,
+        "What can be told of people from their latents, beside what simpler numbers tell.",
+        prediction.COLUMN_NAMES,
+        more={"prediction-curves": prediction.draw_curves, "prediction-calls": prediction.draw_calls},
+    ),
+    FindingSection(
+        "Harmonisation",
+        "harmonise",
+        harmonise.draw,
+        "Whether the scanner can be told from the measures, before and after site effects are removed.",
+        harmonise.COLUMN_NAMES,
+    ),
+    FindingSection(
+        "Normative deviation",
+        "normative",
+        normative.draw,
+        "How far each brain lies from what is expected of its age, sex and site. Pages of single subjects: subjects/index.html.",
+        normative.COLUMN_NAMES,
+        maps=normative.MAPS,
+    ),
+    FindingSection(
+        "Leak audit",
+        "leaks",
+        leaks.draw,
+        "Whether anything lets a result look better than it is.",
+        leaks.COLUMN_NAMES,
     ),
 )
 """The findings of the page, in order. One that is absent from the run becomes a line "not run"."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nilatent.report import model_words, search
+from nilatent.report import model_words, people_words, search
 from nilatent.report.page import Reference, number_text
 from nilatent.report.references import REFERENCES as WORKS
 from nilatent.report.study import Run, count
@@ -25,6 +25,9 @@ def paragraphs(run: Run) -> tuple[str, ...]:
         _lrcp,
         _error_profile,
         _agnostic,
+        people_words.prediction,
+        people_words.harmonise,
+        people_words.normative,
         _software,
     )
     return tuple(text for stage in stages if (text := stage(run)))

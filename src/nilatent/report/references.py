@@ -162,4 +162,36 @@ REFERENCES: dict[str, Reference] = {
         "models. 2024.",
         "10.48550/arXiv.2402.15213",
     ),
+    "focal": Reference(
+        "Lin TY, et al. Focal loss for dense object detection. ICCV 2017.",
+        "10.1109/ICCV.2017.324",
+    ),
+    "frank": Reference(
+        "Frank E, Hall M. A simple approach to ordinal classification. ECML 2001:145-156.",
+        "10.1007/3-540-44795-4_13",
+    ),
+    "varma": Reference(
+        "Varma S, Simon R. Bias in error estimation when using cross-validation for model selection. BMC "
+        "Bioinformatics 2006;7:91.",
+        "10.1186/1471-2105-7-91",
+    ),
+    "combat": Reference(
+        "Johnson WE, Li C, Rabinovic A. Adjusting batch effects in microarray expression data using empirical Bayes "
+        "methods. Biostatistics 2007;8:118-127.",
+        "10.1093/biostatistics/kxj037",
+    ),
+    "neurocombat": Reference(
+        "Fortin JP, et al. Harmonization of multi-site diffusion tensor imaging data. NeuroImage 2017;161:149-170.",
+        "10.1016/j.neuroimage.2017.08.047",
+    ),
+    "normative": Reference(
+        "Marquand AF, et al. Understanding heterogeneity in clinical cohorts using normative models: beyond "
+        "case-control studies. Biological Psychiatry 2016;80:552-561.",
+        "10.1016/j.biopsych.2015.12.023",
+    ),
+    "ledoit": Reference(
+        "Ledoit O, Wolf M. A well-conditioned estimator for large-dimensional covariance matrices. Journal of "
+        "Multivariate Analysis 2004;88:365-411.",
+        "10.1016/S0047-259X(03)00096-4",
+    ),
 }

@@ -1,0 +1,102 @@
+"""Feature sets of a run folder: the latents, and the rows that stand beside them, each made without the scans it is judged on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nilatent.analysis.prediction_sets import FeatureSet, covariate_set, latent_set, region_set, volume_set
+from nilatent.latents import is_grid
+from nilatent.pools import Pools
+
+PCA = "voxel PCA"
+GRID = "latent grid"
+WITH_RESIDUALS = "latents + residuals"
+"""Latents beside the mean of each region that they leave unexplained."""
+
+
+def described(pools: Pools) -> tuple[list[xr.Dataset], pd.DataFrame, np.ndarray]:
+    """Which scans may be judged, the fold in which each is held out, and the latents of every fold.
+
+    With cross-fitted models, all scans, each described by the model that has not seen its subject. Without, the scans of the
+    study's test part alone, which its one model has not seen.
+
+    Parameters
+    ----------
+    pools : Pools
+        Of the run folder.
+
+    Returns
+    -------
+    latents : list of Dataset
+        One per fold; the same again and again where one model describes all.
+    scans : DataFrame
+        Rows of the cohort.
+    folds : ndarray
+        (scan,) counted from 0.
+    """
+    blind = pools.fold_latents()
+    scans = pools.prepared.scans if blind else _unseen(pools)
+    # Folds without an unseen scan are none.
+    folds = np.unique(pools.parts["fold"].loc[scans.index].to_numpy(), return_inverse=True)[1]
+    return blind or [pools.latents] * len(np.unique(folds)), scans, folds
+
+
+def feature_sets(pools: Pools, latents: Sequence[xr.Dataset], scans: pd.DataFrame) -> list[FeatureSet]:
+    """What predicts: latents, alone and with what they leave, then the baselines; in the order of the table.
+
+    Parameters
+    ----------
+    pools : Pools
+        Of the run folder.
+    latents, scans : Sequence of Dataset, DataFrame
+        From :func:`described`.
+    """
+    sets = [latent_set(latents, scans)]
+    if "network" in pools.config.prediction.heads:
+        sets += _grid(pools, scans, n_folds=len(latents))
+    sets.append(_whole_set(pools, scans, sets[0]))
+    sets.append(region_set(pools.regions, scans))
+    sets.append(_voxel_set(pools, scans, [one.sizes["latent"] for one in latents] if pools.config.folds else []))
+    covariates = [name for name in pools.config.study.covariates if scans[name].notna().all()]
+    sets += [covariate_set(scans, covariates)] if covariates else []
+    volumes = volume_set(scans)
+    return sets + ([volumes] if volumes is not None else [])
+
+
+def _unseen(pools: Pools) -> pd.DataFrame:
+    latents = pools.latents
+    chosen = ~latents["subject_in_training"].values & (latents["part"].values == "test")
+    scans = pools.prepared.scans
+    return scans[scans.index.isin(latents["scan"].values[chosen])]
+
+
+def _voxel_set(pools: Pools, scans: pd.DataFrame, sizes: list[int]) -> FeatureSet:
+    """Principal components of the voxels, as many as latents, fitted on the scans that trained the model beside them."""
+    if sizes:
+        scores = [pools.voxel_scores(n, pools.fold_parts(fold)) for fold, n in enumerate(sizes)]
+    else:
+        scores = [pools.voxel_scores(pools.latents.sizes["latent"], pools.parts)]
+    values = tuple(one.loc[scans.index].to_numpy(dtype=np.float64) for one in scores)
+    return FeatureSet(PCA, values, None, baseline=True)
+
+
+def _whole_set(pools: Pools, scans: pd.DataFrame, latents: FeatureSet) -> FeatureSet:
+    """Latents and what they leave of each region, which is where a brain differs in ways that the model has not met."""
+    left = [one.loc[scans.index].to_numpy(dtype=np.float64) for one in pools.residuals()]
+    values = [
+        np.hstack([latents.of_fold(fold), left[fold if len(left) > 1 else 0]]) for fold in range(len(latents.by_fold))
+    ]
+    return FeatureSet(WITH_RESIDUALS, tuple(values), latents.seen, baseline=False)
+
+
+def _grid(pools: Pools, scans: pd.DataFrame, *, n_folds: int) -> list[FeatureSet]:
+    """Spatial latents as they are, for a head that knows neighbours."""
+    whole = pools.whole_latents()
+    if not is_grid(whole[0]):
+        return []
+    described = whole if len(whole) == n_folds else whole * n_folds
+    flat = latent_set(described, scans, name=GRID)
+    shape = tuple(int(side) for side in whole[0].attrs["latent_shape"])
+    return [FeatureSet(GRID, flat.by_fold, flat.seen, baseline=False, grid=shape)]
