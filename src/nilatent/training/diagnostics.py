@@ -33,7 +33,10 @@ CLAMPED_SHARE = 0.01
 MAX_CLAMP_DISTANCE = 1e-3
 # Of the fine detail of the scans, and of what PCA of equal size leaves of it.
 MIN_DETAIL, MIN_DETAIL_OF_PCA = 0.5, 0.8
-OVERFITTING_REMEDIES = "stop earlier; augmentation (training.augment); more weight decay; more noise on scans and latents; fewer latents; more scans"
+OVERFITTING_REMEDIES = (
+    "stop earlier; augmentation (training.augment); more weight decay; more noise on scans and latents; fewer latents; more "
+    "scans"
+)
 MISMATCH_REMEDIES = (
     "train longer; raise beta or, of a vector, info_lambda; sample from a density fitted to the latents instead"
 )
