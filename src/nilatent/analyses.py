@@ -216,9 +216,9 @@ def _harmonise(pools: Pools) -> Finding:
 def _normative(pools: Pools) -> Finding:
     scans = pools.prepared.scans
     return normative(
-        pools.fold_latents() or [pools.latents],
+        pools.blind() or [pools.latents],
         pools.regions.loc[scans.index],
-        pools.regional_errors() if pools.config.recipe.target == "gm" else None,
+        pools.regional_errors().reindex(columns=list(pools.weights.names)),
         scans,
         pools.parts["fold"].loc[scans.index].to_numpy(),
         pools.weights,
@@ -229,10 +229,11 @@ def _normative(pools: Pools) -> Finding:
 
 
 def _reference(config: RunConfig) -> NormativeConfig:
-    """The reference of the study's first contrast, unless the settings name another."""
-    if config.normative.reference or not config.study.contrast:
+    """The reference that all contrasts of the study share, unless the settings name another."""
+    shared = {one.partition(":")[2].strip() for one in config.study.contrast.split(",")}
+    if config.normative.reference or len(shared) > 1:
         return config.normative
-    return replace(config.normative, reference=config.study.contrast.split(",")[0].split(":")[1].strip())
+    return replace(config.normative, reference=shared.pop())
 
 
 def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:

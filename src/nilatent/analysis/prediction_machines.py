@@ -12,16 +12,17 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.special import logit
+from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC, SVR
 
 from nilatent.analysis.prediction_inner import Kind, best_threshold, encode, inner_folds, subject_ranks
-from nilatent.analysis.prediction_solver import Design
+from nilatent.analysis.prediction_solver import Design, fit_logistic, make_design
 
 # Of features whose scans have a mean square length of 1.
-MARGINS = (0.1, 1.0, 10.0, 100.0)
+MARGINS = (0.1, 1.0, 10.0)
+# Penalty of the logistic curve, which keeps the odds of separated classes finite.
+FLATTEST = 1e-3
 N_TREES, MOST_LEAVES, LEARNING_RATE = 60, 8, 0.1
 
 Outputs = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -121,11 +122,13 @@ def _svm(x: np.ndarray, y: np.ndarray, new: np.ndarray, folds: np.ndarray) -> tu
         return decide
 
     inner = [_held_out(machine(margin), x, y, folds) for margin in MARGINS]
-    best = int(np.argmax([roc_auc_score(y, told) for told in inner]))
-    scale = float(inner[best].std()) or 1.0
-    curve = LogisticRegression(C=10.0).fit(inner[best][:, None] / scale, y)
+    best = int(np.argmax([rankdata(told)[y == 1].sum() for told in inner]))
     told = machine(MARGINS[best])(x, y, new)
-    return curve.decision_function(told[:, None] / scale), curve.decision_function(inner[best][:, None] / scale)
+    if np.ptp(inner[best]) == 0:
+        return np.full(len(new), logit(y.mean())), np.full(len(y), logit(y.mean()))
+    values = make_design(inner[best][:, None])
+    curve = fit_logistic(values, y[:, None, None], np.full((len(y), 1), 1 / len(y)), np.array([FLATTEST]))[:, 0, 0]
+    return values.rotate(told[:, None])[:, 0] * curve[0] + curve[1], values.rotated[:, 0] * curve[0] + curve[1]
 
 
 def _number_svm(x: np.ndarray, y: np.ndarray, new: np.ndarray, folds: np.ndarray) -> np.ndarray:
