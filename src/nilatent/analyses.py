@@ -181,7 +181,15 @@ def _lrcp(pools: Pools) -> Finding:
     return _with_notes(found, pools.latents)
 
 
+def _shaped(pools: Pools) -> str:
+    """Why nothing is predicted from these latents, and no site harmonised in them; empty where both may be."""
+    label = pools.latents.attrs.get("supervised")
+    return f"'{label}' shaped the latents of training scans; train a model without model.align to ask this" if label else ""
+
+
 def _prediction(pools: Pools) -> Finding:
+    if _shaped(pools):
+        return not_run(PREDICTION, PREDICTION_QUESTION, _shaped(pools))
     latents, scans, folds = described(pools)
     if len(latents) < 2 or len(scans) < MIN_PREDICTED:
         return not_run(
@@ -201,6 +209,8 @@ def _prediction(pools: Pools) -> Finding:
 
 
 def _harmonise(pools: Pools) -> Finding:
+    if _shaped(pools):
+        return not_run(HARMONISE, HARMONISE_QUESTION, _shaped(pools))
     latents, scans, folds = described(pools)
     if len(latents) < 2:
         return not_run(HARMONISE, HARMONISE_QUESTION, "fewer than two folds have a scan that the model has not seen")

@@ -29,6 +29,13 @@ models = ["ridge"]
 n_permutations = 99
 [agnostic]
 n_permutations = 99
+[prediction]
+n_permutations = 19
+n_bootstrap = 100
+[normative]
+n_maps = 2
+[leaks]
+n_permutations = 49
 """
 
 

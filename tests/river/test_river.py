@@ -8,9 +8,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from tests.river.conftest import command_line
 
 from nilatent.cohort import load_cohort
 from nilatent.finding import read_finding
+from nilatent.simulate import SimulationConfig, simulate
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("--group", "group", "--contrast", "patient:control", "--covariates", "age,sex", "--n-procs", "1")
@@ -18,8 +20,6 @@ STUDY = ("--group", "group", "--contrast", "patient:control", "--covariates", "a
 
 @pytest.fixture(scope="module")
 def finished(simulated: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.river.conftest import command_line
-
     out = tmp_path_factory.mktemp("run") / "out"
     # A relative folder, as users type it.
     command = command_line("run", simulated, "out", "--config", settings, *STUDY)
@@ -33,7 +33,9 @@ def test_every_pool_is_left_on_disk(finished: Path):
         "model/config.toml", "model/weights.safetensors", "model/history.tsv", "latents.tsv", "latents.nc", "regions.tsv",
         "findings/reconstruction/table.tsv", "findings/projections/table.tsv", "findings/lrcp/table.tsv", "report.html",
         "folds/1/model/weights.safetensors", "folds/1/latents.nc", "folds/1/errors.tsv", "findings/agnostic/table.tsv",
-        "findings/error_profile/finding.json",
+        "findings/error_profile/finding.json", "findings/prediction/table.tsv",
+        "findings/leaks/table.tsv", "findings/harmonise/finding.json", "heads/sex/head.json",
+        "heads/patient-control/weights.safetensors", "findings/normative/finding.json",
     ]  # fmt: skip
     assert [name for name in wanted if not (finished / name).is_file()] == []
 
@@ -67,8 +69,62 @@ def test_second_run_computes_nothing_again(finished: Path, simulated: Path, nila
     }
     result = nilatent("run", simulated, finished, *STUDY)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 14
+    assert result.stderr.count("up to date") == 19
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_predicts_is_blind_to_whom_it_predicts(finished: Path):
+    table = read_finding(finished / "findings" / "prediction").table
+    assert set(table["target"]) == {"patient:control", "sex", "age"}
+    assert {"latents", "latents + residuals", "regions", "voxel PCA", "covariates"} <= set(table["features"])
+    assert (table["n_scans"] == 26).all()
+    # The sex is not predicted from itself: age is left of the covariates, and the table says how well that does.
+    of_sex = table[(table["target"] == "sex") & (table["features"] == "covariates")]
+    assert (of_sex["value"] < 1).all()
+    checks = read_finding(finished / "findings" / "leaks").table.set_index("check")["verdict"]
+    assert checks["encoder and its test subjects"] == "clean"
+
+
+def test_a_frozen_head_speaks_of_scans_from_elsewhere(finished: Path, nilatent: Call, tmp_path: Path):
+    elsewhere = simulate(tmp_path / "elsewhere", SimulationConfig(n_subjects=5, seed=8, spacing_mm=6.0))
+    refused = nilatent("predict", finished, "sex", elsewhere, tmp_path / "out", "--n-procs", 1)
+    assert refused.returncode == 2
+    assert "LeakageError" in refused.stderr
+    done = nilatent("predict", finished, "sex", elsewhere, tmp_path / "out", "--n-procs", 1, "--seen", "by scan")
+    assert done.returncode == 0, done.stderr
+    told = pd.read_csv(tmp_path / "out" / "predictions.tsv", sep="\t", dtype={"scan_id": str})
+    assert list(told["scan_id"]) == [f"sub-{number:03d}" for number in range(1, 6)]
+    np.testing.assert_allclose(told[["score_F", "score_M"]].sum(axis=1), 1)
+    known = pd.read_csv(elsewhere / "participants.tsv", sep="\t")["sex"]
+    assert list(told["known"]) == list(known)
+    assert (tmp_path / "out" / "findings" / "external" / "finding.json").is_file()
+    own = nilatent("predict", finished, "sex", finished.parent / "absent", tmp_path / "other")
+    assert own.returncode == 2
+
+
+def test_one_command_trains_on_some_data_sets_and_judges_another(
+    simulated: Path, settings: Path, nilatent: Call, tmp_path: Path
+):
+    clinic = simulate(tmp_path / "clinic", SimulationConfig(n_subjects=24, seed=9, spacing_mm=6.0))
+    own = tmp_path / "own.toml"
+    own.write_text(settings.read_text().replace("folds = 2", "folds = 0"))
+    out = tmp_path / "out"
+    command = command_line("run", simulated, clinic, out, "--config", own, *STUDY, "--train-on", "simulated")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parts = pd.read_csv(out / "split.tsv", sep="\t", dtype=str)
+    of_clinic = parts["scan_id"].str.startswith("clinic_")
+    assert set(parts.loc[of_clinic, "part"]) == {"test"}
+    assert set(parts.loc[~of_clinic, "part"]) == {"train", "validation", "test"}
+    table = read_finding(out / "findings" / "prediction").table
+    assert (table["n_scans"] == (parts["part"] == "test").sum()).all()
+    mapped = read_finding(out / "findings" / "normative").settings["mapped"]
+    maps = out / "findings" / "normative" / "maps"
+    assert {path.name for path in maps.iterdir()} == {f"{scan}.nii.gz" for scan in mapped}
+    assert len(mapped) == 2
+    subjects = {path.name for path in (out / "subjects").iterdir()}
+    assert {"index.html", "clinic_sub-001.html"} <= subjects
+    assert "learnt from simulated alone" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_map_of_the_findings_goes_back_to_one_scan(finished: Path, nilatent: Call, tmp_path: Path):
@@ -181,7 +237,7 @@ def test_scans_left_out_follow_the_source_though_nothing_is_computed_again(
     result = nilatent("run", source, out, *STUDY)
     assert result.returncode == 1
     assert "sub-999" in result.stderr
-    assert result.stderr.count("up to date") == 13
+    assert result.stderr.count("up to date") == 18
     assert "sub-999" in (out / "report.html").read_text(encoding="utf-8")
     table.write_text(before)
     assert nilatent("run", source, out, *STUDY).returncode == 0
@@ -198,4 +254,4 @@ def test_a_copied_run_does_not_read_the_first_ones_maps(finished: Path, nilatent
     assert all(path.is_relative_to(copy) for path in places)
     result = nilatent("analyse", copy)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 13
+    assert result.stderr.count("up to date") == 18
