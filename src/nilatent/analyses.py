@@ -184,7 +184,11 @@ def _lrcp(pools: Pools) -> Finding:
 def _shaped(pools: Pools) -> str:
     """Why nothing is predicted from these latents, and no site harmonised in them; empty where both may be."""
     label = pools.latents.attrs.get("supervised")
-    return f"'{label}' shaped the latents of training scans; train a model without model.align to ask this" if label else ""
+    return (
+        f"'{label}' shaped the latents of training scans; train a model without model.align to ask this"
+        if label
+        else ""
+    )
 
 
 def _prediction(pools: Pools) -> Finding:
@@ -198,7 +202,7 @@ def _prediction(pools: Pools) -> Finding:
             f"the model has not seen {len(scans)} scans, and at least {MIN_PREDICTED} are needed. With --folds 5 every scan is "
             "described by a model that has not seen it",
         )
-    sets, network = feature_sets(pools, latents, scans), None
+    sets, network = feature_sets(pools, latents, scans, folds), None
     for channel, x, y, z in (one.grid for one in sets if one.grid):
         network = fit_predict((channel, x, y, z), HeadConfig(), seed=pools.config.seed)
     found = prediction(sets, scans, folds, pools.config.prediction, network=network, label="prediction")

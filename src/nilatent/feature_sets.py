@@ -13,7 +13,7 @@ from nilatent.pools import Pools
 PCA = "voxel PCA"
 GRID = "latent grid"
 WITH_RESIDUALS = "latents + residuals"
-"""Latents beside the mean of each region that they leave unexplained."""
+"""Latents beside as many components of the regional means that they leave unexplained."""
 
 
 def described(pools: Pools) -> tuple[list[xr.Dataset], pd.DataFrame, np.ndarray]:
@@ -43,20 +43,22 @@ def described(pools: Pools) -> tuple[list[xr.Dataset], pd.DataFrame, np.ndarray]
     return blind or [pools.latents] * len(np.unique(folds)), scans, folds
 
 
-def feature_sets(pools: Pools, latents: Sequence[xr.Dataset], scans: pd.DataFrame) -> list[FeatureSet]:
+def feature_sets(
+    pools: Pools, latents: Sequence[xr.Dataset], scans: pd.DataFrame, folds: np.ndarray
+) -> list[FeatureSet]:
     """What predicts: latents, alone and with what they leave, then the baselines; in the order of the table.
 
     Parameters
     ----------
     pools : Pools
         Of the run folder.
-    latents, scans : Sequence of Dataset, DataFrame
+    latents, scans, folds : Sequence of Dataset, DataFrame, ndarray
         From :func:`described`.
     """
     sets = [latent_set(latents, scans)]
     if "network" in pools.config.prediction.heads:
         sets += _grid(pools, scans, n_folds=len(latents))
-    sets.append(_whole_set(pools, scans, sets[0]))
+    sets.append(_whole_set(pools, scans, folds, sets[0]))
     sets.append(region_set(pools.regions, scans))
     sets.append(_voxel_set(pools, scans, [one.sizes["latent"] for one in latents] if pools.config.folds else []))
     covariates = [name for name in pools.config.study.covariates if scans[name].notna().all()]
@@ -82,13 +84,40 @@ def _voxel_set(pools: Pools, scans: pd.DataFrame, sizes: list[int]) -> FeatureSe
     return FeatureSet(PCA, values, None, baseline=True)
 
 
-def _whole_set(pools: Pools, scans: pd.DataFrame, latents: FeatureSet) -> FeatureSet:
-    """Latents and what they leave of each region, which is where a brain differs in ways that the model has not met."""
+def _whole_set(pools: Pools, scans: pd.DataFrame, folds: np.ndarray, latents: FeatureSet) -> FeatureSet:
+    """Latents and what they leave of the regions, which is where a brain differs in ways that the model has not met."""
     left = [one.loc[scans.index].to_numpy(dtype=np.float64) for one in pools.residuals()]
-    values = [
-        np.hstack([latents.of_fold(fold), left[fold if len(left) > 1 else 0]]) for fold in range(len(latents.by_fold))
-    ]
+    values = []
+    for fold in range(len(latents.by_fold)):
+        z = latents.of_fold(fold)
+        values.append(np.hstack([z, leading(left[fold if len(left) > 1 else 0], folds != fold, z.shape[1])]))
     return FeatureSet(WITH_RESIDUALS, tuple(values), latents.seen, baseline=False)
+
+
+def leading(x: np.ndarray, train: np.ndarray, n_components: int) -> np.ndarray:
+    """Scores of all scans on the leading principal components of standardised features of the training scans.
+
+    Few components, because one penalty weighs all features of a head: a hundred regions would drown a handful of latents.
+
+    Parameters
+    ----------
+    x : ndarray
+        (scan, feature).
+    train : ndarray
+        (scan,) bool: what is fitted is fitted on these.
+    n_components : int
+        At most so many; fewer where the training scans carry fewer.
+
+    Returns
+    -------
+    ndarray
+        (scan, component).
+    """
+    centre, spread = x[train].mean(axis=0), x[train].std(axis=0)
+    z = (x - centre) / np.where(spread > 0, spread, 1.0) * (spread > 0)
+    _, sizes, axes = np.linalg.svd(z[train], full_matrices=False)
+    kept = min(n_components, int((sizes > 1e-9 * sizes[0]).sum()))
+    return np.asarray(z @ axes[:kept].T)
 
 
 def _grid(pools: Pools, scans: pd.DataFrame, *, n_folds: int) -> list[FeatureSet]:
