@@ -5,7 +5,7 @@ import pytest
 
 from nilatent.cohort import Cohort
 from nilatent.errors import SettingError
-from nilatent.parts import SplitConfig, split
+from nilatent.parts import SplitConfig, draw_folds, split
 
 
 def made(n_subjects=40, n_sessions=1, **variables):
@@ -102,3 +102,17 @@ def test_a_model_may_learn_from_some_data_sets_alone(rng):
     assert parts.loc[parts["dataset"] == "clinic", "fold"].nunique() == 5
     whole = split(cohort, SplitConfig(train_on=("clinic", "hcp", "ixi")))
     pd.testing.assert_frame_equal(whole, split(cohort, SplitConfig()))
+
+
+def test_folds_drawn_anew_share_every_stratum_and_keep_subjects_whole(rng):
+    cohort = made(43, n_sessions=2, group=rng.choice(["a", "b"], 86))
+    parts = split(cohort, SplitConfig(test_fraction=0.2, stratify=("group",)))
+    test = cohort.scans[parts["part"] == "test"]
+    # The folds of the split are no folds of its test part.
+    assert parts.loc[test.index, "fold"].nunique() < 3
+    folds = draw_folds(test, n_folds=3, stratify=("group",), seed=0)
+    assert set(folds) == {0, 1, 2}
+    assert (folds.groupby(test["subject_id"]).nunique() == 1).all()
+    sizes = folds[~test["subject_id"].duplicated()].value_counts()
+    assert sizes.max() - sizes.min() <= 1
+    assert not folds.equals(draw_folds(test, n_folds=3, stratify=("group",), seed=1))

@@ -8,6 +8,7 @@ import xarray as xr
 
 from nilatent.analysis.prediction_sets import FeatureSet, covariate_set, latent_set, region_set, volume_set
 from nilatent.latents import is_grid
+from nilatent.parts import draw_folds
 from nilatent.pools import Pools
 
 PCA = "voxel PCA"
@@ -36,11 +37,14 @@ def described(pools: Pools) -> tuple[list[xr.Dataset], pd.DataFrame, np.ndarray]
     folds : ndarray
         (scan,) counted from 0.
     """
-    blind = pools.fold_latents()
-    scans = pools.prepared.scans if blind else _unseen(pools)
-    # Folds without an unseen scan are none.
-    folds = np.unique(pools.parts["fold"].loc[scans.index].to_numpy(), return_inverse=True)[1]
-    return blind or [pools.latents] * len(np.unique(folds)), scans, folds
+    blind, config = pools.fold_latents(), pools.config
+    if blind:
+        scans = pools.prepared.scans
+        return blind, scans, pools.parts["fold"].loc[scans.index].to_numpy()
+    scans = _unseen(pools)
+    strata = [name for name in (config.study.group, "sex") if name and name in scans]
+    folds = draw_folds(scans, n_folds=config.split.n_folds, stratify=strata, seed=config.seed).to_numpy()
+    return [pools.latents] * len(np.unique(folds)), scans, folds
 
 
 def feature_sets(

@@ -1,5 +1,6 @@
 """Parts: which subjects train a model, choose its epoch and judge it, and the folds of cross-fitting."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,18 +58,8 @@ def split(cohort: Cohort, config: SplitConfig) -> pd.DataFrame:
         When a fraction or a column makes no sense, or a part would be empty.
     """
     _check_split(cohort, config)
-    # Sorted first, so that the order of the rows decides neither a subject's stratum nor the shuffle.
-    subjects = cohort.scans.sort_index().drop_duplicates("subject_id").set_index("subject_id").sort_index()
-    strata = pd.Series("", index=subjects.index)
-    for column in ("dataset", *config.stratify):
-        values = subjects[column]
-        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 4:
-            values = pd.qcut(values, 4, labels=False, duplicates="drop")
-        strata = strata + "|" + values.astype("string").fillna("n/a")
     generator = np.random.default_rng(config.seed)
-    shuffled = subjects.index[generator.permutation(len(subjects))]
-    # Sorted by stratum, then taken at even steps: every stratum gives its share to every part, to within one subject.
-    ordered = shuffled[np.argsort(strata[shuffled].to_numpy(), kind="stable")]
+    subjects, ordered = _ordered(cohort.scans, config.stratify, generator)
     known = ordered[subjects.loc[ordered, "dataset"].isin(config.train_on)] if config.train_on else ordered
     test = _even_steps(len(known), config.test_fraction, generator.random())
     rest = known[~test]
@@ -84,6 +75,47 @@ def split(cohort: Cohort, config: SplitConfig) -> pd.DataFrame:
     fold = pd.Series(np.arange(len(ordered)) % config.n_folds, index=ordered)
     owner = cohort.scans["subject_id"]
     return pd.DataFrame({"subject_id": owner, "part": owner.map(part), "fold": owner.map(fold).astype(int)})
+
+
+def draw_folds(scans: pd.DataFrame, *, n_folds: int, stratify: Sequence[str], seed: int) -> "pd.Series[int]":
+    """Folds of some scans, drawn anew: those of a split fall together with its parts.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Index scan_id; ``subject_id``, ``dataset`` and the columns of `stratify`.
+    n_folds : int
+        At most so many; as many as subjects where there are fewer.
+    stratify : Sequence[str]
+        Columns whose values every fold should share.
+    seed : int
+        Of the shuffle.
+
+    Returns
+    -------
+    Series
+        Index scan_id; int from 0, the same for all scans of a subject.
+    """
+    _, ordered = _ordered(scans, stratify, np.random.default_rng(seed))
+    fold = pd.Series(np.arange(len(ordered)) % n_folds, index=ordered)
+    return scans["subject_id"].map(fold).astype(int)
+
+
+def _ordered(
+    scans: pd.DataFrame, stratify: Sequence[str], generator: np.random.Generator
+) -> tuple[pd.DataFrame, "pd.Index[Any]"]:
+    """First row of every subject, and the subjects shuffled within their strata, which lie one behind the other."""
+    # Sorted first, so that the order of the rows decides neither a subject's stratum nor the shuffle.
+    subjects = scans.sort_index().drop_duplicates("subject_id").set_index("subject_id").sort_index()
+    strata = pd.Series("", index=subjects.index)
+    for column in ("dataset", *stratify):
+        values = subjects[column]
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 4:
+            values = pd.qcut(values, 4, labels=False, duplicates="drop")
+        strata = strata + "|" + values.astype("string").fillna("n/a")
+    shuffled = subjects.index[generator.permutation(len(subjects))]
+    # Steps through this order give every stratum its share, to within one subject.
+    return subjects, shuffled[np.argsort(strata[shuffled].to_numpy(), kind="stable")]
 
 
 def _check_split(cohort: Cohort, config: SplitConfig) -> None:

@@ -39,7 +39,8 @@ QUESTION = (
 )
 # A feature that says this much of what is predicted is the target under another name.
 IS_THE_TARGET = 1 - 1e-9
-HEAD_SIZE_COLUMNS = (("head_size_factor", "tiv_ml"), ("gm_ml", "total_gm", "total"))
+# The preparation renames what the source says of the head's volume where it has a column of that name itself.
+HEAD_SIZE_COLUMNS = (("head_size_factor", "tiv_ml", "source_tiv_ml"), ("gm_ml", "total_gm", "total"))
 
 
 def prediction(
@@ -175,8 +176,11 @@ def _head_size_columns(scans: pd.DataFrame, config: PredictionConfig) -> tuple[t
     whole = [name for name, values in numbers.items() if np.isfinite(values).all()]
     chosen = [next((name for name in names if name in whole), "") for names in HEAD_SIZE_COLUMNS]
     if not chosen[0]:
-        lost = max((int(np.isfinite(values).sum()) for values in numbers.values()), default=0)
-        return (), f"Head size is known of {lost} of {len(scans)} scans, so nothing is judged without it."
+        known = [int(np.isfinite(numbers[name]).sum()) for name in HEAD_SIZE_COLUMNS[0] if name in numbers]
+        return (), (
+            f"Head size is known of {max(known, default=0)} of {len(scans)} scans, so nothing is judged without it. Where a column "
+            "of the source holds it, name it with --column tiv_ml=COLUMN."
+        )
     return tuple(name for name in chosen if name), ""
 
 

@@ -12,7 +12,7 @@ from nilatent.analysis.held_out import check_folds
 from nilatent.errors import CohortError, LeakageError, SettingError
 
 LATENTS, REGIONS, COVARIATES, VOLUMES = "latents", "regions", "covariates", "head size and tissue volumes"
-TISSUE_COLUMNS = ("head_size_factor", "tiv_ml", "gm_ml", "wm_ml", "csf_ml")
+TISSUE_COLUMNS = ("head_size_factor", "tiv_ml", "source_tiv_ml", "gm_ml", "wm_ml", "csf_ml")
 
 
 @dataclass(frozen=True, eq=False)
