@@ -171,3 +171,11 @@ def test_scans_of_another_kind_are_refused_unless_that_is_wanted(arguments: tupl
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(SettingError, match=r"predict\.seen"):
         PredictConfig(seen="ignore")
+
+
+def test_the_folder_of_the_study_is_not_written_over(study: Path, tmp_path: Path) -> None:
+    other = source(tmp_path / "other", np.arange(4) % 2, seed=5, first=40)
+    for out in (study, study / "model", study / "head"):
+        with pytest.raises(SettingError, match="would be overwritten"):
+            predict(study / "model", study / "head", [other], out, study=study)
+    assert not (study / "prepared").exists()

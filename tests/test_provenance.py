@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -11,7 +12,17 @@ import pytest
 
 from nilatent import provenance
 from nilatent.errors import ScanError
-from nilatent.provenance import atomic, content_hash, hash_file, hash_values, is_fresh, read_json, seal, write_json
+from nilatent.provenance import (
+    atomic,
+    content_hash,
+    file_stems,
+    hash_file,
+    hash_values,
+    is_fresh,
+    read_json,
+    seal,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -179,3 +190,12 @@ def test_a_scan_error_comes_home_from_another_process_with_its_rule():
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool, pytest.raises(ScanError) as caught:
         pool.submit(refuse, "sub-01").result()
     assert (str(caught.value), caught.value.rule) == ("sub-01 is truncated.", "truncated file")
+
+
+def test_file_stems_are_safe_and_nobody_elses():
+    names = ["a.b", "a b", "年龄", "严重", "../x", "INDEX", "a-b"]
+    stems = file_stems(names, taken=["index"])
+    assert list(stems) == names
+    assert len({stem.lower() for stem in stems.values()} | {"index"}) == len(names) + 1
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", stem) for stem in stems.values())
+    assert file_stems(["sub-01", "sub-01_ses-2"]) == {"sub-01": "sub-01", "sub-01_ses-2": "sub-01_ses-2"}

@@ -96,3 +96,12 @@ def test_a_stray_word_does_not_turn_a_covariate_into_categories(cohort: Cohort, 
 def test_exclusions_in_an_older_encoding_are_read(cohort: Cohort, tmp_path: Path):
     (tmp_path / "out.txt").write_bytes("sub-b\tmüde\n".encode("latin-1"))
     assert [row["reason"] for row in listed_exclusions(cohort, tmp_path / "out.txt")] == ["müde"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"study.covariates": ["age", "age"]}, {"study.covariates": ["age", "s"], "study.site": "s"}]
+)
+def test_a_column_named_twice_is_refused(cohort: Cohort, asked: dict[str, object]):
+    named = replace(cohort, scans=cohort.scans.assign(age=[1.0, 2.0, 3.0], s="x"))
+    with pytest.raises(SettingError, match="is named twice among"):
+        check_study(named, read_config(overrides=asked))

@@ -24,7 +24,7 @@ from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
 from nilatent.analysis.normative import NAME as NORMATIVE
 from nilatent.analysis.normative import QUESTION as NORMATIVE_QUESTION
-from nilatent.analysis.normative import NormativeConfig, deviation_maps, normative
+from nilatent.analysis.normative import deviation_maps, normative
 from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.prediction import QUESTION as PREDICTION_QUESTION
 from nilatent.analysis.prediction import prediction
@@ -33,7 +33,6 @@ from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
 from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
-from nilatent.config import RunConfig
 from nilatent.encode import reconstructions
 from nilatent.feature_sets import described, feature_sets
 from nilatent.finding import Finding, not_run
@@ -219,10 +218,12 @@ def _harmonise(pools: Pools) -> Finding:
     if len(latents) < 2:
         return not_run(HARMONISE, HARMONISE_QUESTION, "fewer than two folds have a scan that the model has not seen")
     regions, z = region_set(pools.regions, scans), latent_set(latents, scans)
-    names = tuple(f"z{number:03d}" for number in range(max(values.shape[1] for values in z.by_fold)))
+    # Components of latent grids may be fewer in one fold than in another; those that all have are compared.
+    width = min(values.shape[1] for values in z.by_fold)
+    names = tuple(f"z{number:03d}" for number in range(width))
     measures = [
         Measures(REGIONS, regions.by_fold, tuple(map(str, pools.regions))),
-        Measures(LATENTS, z.by_fold, names, z.seen),
+        Measures(LATENTS, tuple(values[:, :width] for values in z.by_fold), names, z.seen),
     ]
     return harmonise(measures, scans, folds, pools.config.harmonise)
 
@@ -238,16 +239,8 @@ def _normative(pools: Pools) -> Finding:
         pools.weights,
         pools.volumes.grid,
         gm_mask(pools.volumes.grid),
-        _reference(pools.config),
+        pools.config.normative,
     )
-
-
-def _reference(config: RunConfig) -> NormativeConfig:
-    """The reference that all contrasts of the study share, unless the settings name another."""
-    shared = {one.partition(":")[2].strip() for one in config.study.contrast.split(",")}
-    if config.normative.reference or len(shared) > 1:
-        return config.normative
-    return replace(config.normative, reference=shared.pop())
 
 
 def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:
@@ -261,9 +254,7 @@ def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:
     folds = pools.parts["fold"].loc[scans.index].to_numpy()
     written = []
     chosen = found.settings["mapped"]
-    for scan, z in deviation_maps(
-        volumes, scans, folds, _reference(pools.config), chosen=chosen, label="deviation maps"
-    ):
+    for scan, z in deviation_maps(volumes, scans, folds, pools.config.normative, chosen=chosen, label="deviation maps"):
         image = np.zeros(volumes.grid.shape, dtype=np.float32)
         image[volumes.mask] = z
         written.append(place / f"{scan}.nii.gz")

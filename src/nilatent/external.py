@@ -133,6 +133,9 @@ def predict(
         When no scan is left.
     """
     config, out = PredictConfig() if config is None else config, Path(out).absolute()
+    own = {Path(place).absolute() for place in (model_folder, head_folder, study) if place is not None}
+    if out in own or (out / "study.toml").is_file():
+        raise SettingError(f"{out} belongs to a study, whose scans would be overwritten. Name a folder of its own.")
     model, head = load_model(model_folder), read_head(head_folder)
     # Before hours of preparation.
     head.check_model(model.content_hash)

@@ -65,7 +65,8 @@ def feature_sets(
     sets.append(_whole_set(pools, scans, folds, sets[0]))
     sets.append(region_set(pools.regions, scans))
     sets.append(_voxel_set(pools, scans, [one.sizes["latent"] for one in latents] if pools.config.folds else []))
-    covariates = [name for name in pools.config.study.covariates if scans[name].notna().all()]
+    # A scan that lacks one takes no part: the baseline must not be weakened in its stead.
+    covariates = [name for name in pools.config.study.covariates if scans[name].notna().any()]
     sets += [covariate_set(scans, covariates)] if covariates else []
     volumes = volume_set(scans)
     return sets + ([volumes] if volumes is not None else [])

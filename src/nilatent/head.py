@@ -132,6 +132,21 @@ class Head:
         return np.asarray(latents["mean"].values, dtype=np.float64)
 
 
+def named_head(folder: Path, name: str) -> Path | None:
+    """The head of a target, or in a folder of that name, among those that a study passes on; None when there is none.
+
+    Parameters
+    ----------
+    folder : Path
+        ``heads/`` of a run folder.
+    name : str
+        Target, such as ``"AD:CN"``, or the folder's name.
+    """
+    heads = sorted(path.parent for path in Path(folder).glob("*/head.json"))
+    by_target = {str(read_json(place / "head.json").get("target")): place for place in heads}
+    return by_target.get(name) or next((place for place in heads if place.name == name), None)
+
+
 def write_head(head: Head, folder: Path) -> list[Path]:
     """Write ``weights.safetensors``, ``subjects.tsv`` (hashes, no names) and, last, ``head.json``.
 

@@ -6,8 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,34 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_stems(names: Iterable[object], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A file name without ending for each name, that every system takes and no other name has, whatever the case of letters.
+
+    Parameters
+    ----------
+    names : Iterable
+        Anything with a text; the same name is given once.
+    taken : Iterable of str
+        File names that are somebody else's.
+
+    Examples
+    --------
+    >>> file_stems(["A+", "A-", "AD:CN"])
+    {'A+': 'A', 'A-': 'A_2', 'AD:CN': 'AD-CN'}
+    """
+    stems: dict[str, str] = {}
+    used = {name.lower() for name in taken}
+    for name in map(str, dict.fromkeys(names)):
+        plain_name = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "_"
+        stem, number = plain_name, 1
+        while stem.lower() in used:
+            number += 1
+            stem = f"{plain_name}_{number}"
+        used.add(stem.lower())
+        stems[name] = stem
+    return stems
 
 
 def write_json(path: Path, values: object) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 from rich.console import Console
 
 from nilatent.analyses import QUESTIONS, Asked, analyses
-from nilatent.analysis.normative import NAME as NORMATIVE
 from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.regional import regional, write_regions
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
@@ -30,7 +29,6 @@ from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
 from nilatent.report import build
 from nilatent.report.quality import build as build_quality
-from nilatent.report.subjects import build_subjects
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.study_heads import write_heads
@@ -384,8 +382,6 @@ class River:
         """``report.html``, from the files of the folder, and a page per subject where deviations were measured."""
         self.console.print("report ...", highlight=False)
         build(self.out)
-        if (self.out / "findings" / NORMATIVE / "finding.json").is_file():
-            build_subjects(self.out)
 
 
 def _recorded(training: TrainConfig) -> TrainConfig:

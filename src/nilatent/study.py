@@ -50,6 +50,12 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
     for name in config.split.train_on:
         if name not in names:
             raise SettingError(f"--train-on: there is no data set '{name}'.{nearest(name, names)}")
+    named = [*study.covariates, *([study.site] if study.site else [])]
+    twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
+    if twice:
+        raise SettingError(
+            f"'{twice[0]}' is named twice among --covariates and --site. Name it once: a site is adjusted for anyway."
+        )
     for name in study.covariates:
         _check_numbers(cohort, name)
     if study.contrast and not study.group:

@@ -1,6 +1,5 @@
 """Heads that a study passes on: for every target it predicted, a rule on the latents of its own model, frozen for others."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from nilatent.head import write_head
 from nilatent.head_fit import fit_head, held_out_of
 from nilatent.latents import is_grid, read_latents
 from nilatent.pools import Pools
+from nilatent.provenance import file_stems
 from nilatent.training.heads import HeadConfig
 
 
@@ -45,17 +45,17 @@ def write_heads(pools: Pools, found: Finding, folder: Path) -> list[Path]:
     judged = (GRID, "network") if network is not None else ("" if is_grid(latents) else LATENTS, "linear")
     errors = pools.study_errors()
     written: list[Path] = []
+    stems = file_stems(target.name for target in targets)
     for target in targets:
-        if target.column == latents.attrs.get("supervised"):
-            continue
         head = fit_head(
             latents,
             target,
             pools.volumes,
             network=network,
             errors=errors,
-            held_out=held_out_of(found, target, features=judged[0], head=judged[1]),
+            # Judged with ComBat in every fold, and passed on without: those figures would be of another rule.
+            held_out={} if config.harmonise else held_out_of(found, target, features=judged[0], head=judged[1]),
             seed=pools.config.seed,
         )
-        written += write_head(head, folder / re.sub(r"[^A-Za-z0-9_-]+", "-", target.name).strip("-"))
+        written += write_head(head, folder / stems[target.name])
     return written

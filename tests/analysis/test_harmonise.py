@@ -338,3 +338,8 @@ def test_comes_back_from_disk(sample, tmp_path):
     pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
     np.testing.assert_array_equal(again.data["harmonised_regions"].values, found.data["harmonised_regions"].values)
     assert "tells the site in" in again.answer
+
+
+def test_folds_of_one_are_not_run(sample):
+    made = sample(n=60)
+    assert "no fold holds out two" in harmonise([made.regions], made.scans, np.arange(60), CONFIG).not_run

@@ -62,12 +62,14 @@ def audited(rng, grid):
             "site": rng.choice(["east", "west"], n),
             "age": rng.normal(50, 10, n),
             "sex": rng.choice(["F", "M"], n),
-            "family": [f"family {number}" for number in range(n)],
         },
         index=index,
     )
     fold = rng.permutation(np.arange(n) % N_FOLDS)
     parts = pd.DataFrame({"subject_id": index, "part": np.where(fold == 0, "test", "train"), "fold": fold}, index=index)
+    # Siblings, two by two, stand in one fold.
+    rank = pd.Series(fold).groupby(fold).cumcount().to_numpy()
+    scans["family"] = [f"family {one}-{place // 2}" for one, place in zip(fold, rank, strict=True)]
     folds = [encoded(rng.normal(2, 3, (n, 5)), index, index, fold != number) for number in range(N_FOLDS)]
     latents = encoded(rng.normal(2, 3, (n, 5)), index, index, fold != 0)
     regions = pd.DataFrame(rng.uniform(size=(n, 8)), index=index)
@@ -300,3 +302,20 @@ def test_seed_and_permutations_matter(audited):
     assert said[19] != said[999]
     told = [audited.rows(replace(CONFIG, seed=seed)).loc["site in the regions", "what"] for seed in (0, 0, 5)]
     assert told[0] == told[1] != told[2]
+
+
+def test_sites_too_small_for_cramer_are_still_seen_to_be_the_group(audited):
+    audited.scans["site"] = [f"site {number // 2}" for number in range(len(audited.scans))]
+    audited.scans["group"] = np.where(np.arange(len(audited.scans)) // 2 % 2, "case", "control")
+    assert audited.rows().loc["site and group", "verdict"] == FOUND
+
+
+def test_families_of_one_are_no_check(audited):
+    audited.scans["family"] = None
+    row = audited.rows().loc["family on both sides"]
+    assert (row["verdict"], "no two subjects share" in row["what"]) == (NOT_CHECKED, True)
+
+
+def test_an_infinite_covariate_does_not_stop_the_audit(audited):
+    audited.scans.loc[audited.scans.index[3], "age"] = np.inf
+    assert len(audited.rows()) == 12

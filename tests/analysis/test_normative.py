@@ -294,3 +294,26 @@ def test_tables_that_do_not_belong_together_are_refused(study, rng):
         run(cohort, rng, errors=errors.mask((errors.index == "sub-002")[:, None] & (errors.columns == "Region_3"), 0.0))
     with pytest.raises(SettingError, match="one fold per scan"):
         run(cohort, rng, folds=np.zeros(3))
+
+
+def test_scans_without_a_group_dilute_nobody(study, rng):
+    cohort = study(n=120, effect=4.0, n_latent=12)
+    alone = run(cohort, np.random.default_rng(1)).table.set_index("scan_id")
+    controls = cohort.scans.index[cohort.scans["group"] == "CN"][:20]
+    cohort.scans.loc[controls, "group"] = None
+    found = run(cohort, np.random.default_rng(1))
+    table = found.table.set_index("scan_id")
+    cases = cohort.scans.index[cohort.scans["group"] == "AD"]
+    known = table.loc[cases, "p"].notna()
+    np.testing.assert_allclose(
+        table.loc[cases, "q"][known], stats.false_discovery_control(table.loc[cases, "p"][known])
+    )
+    assert alone.loc[cases, "q"].notna().any()
+    assert f"of {known.sum()} scans that are not CN" in found.answer
+
+
+def test_a_covariate_named_like_a_column_of_the_finding_is_refused(study, rng):
+    cohort = study()
+    cohort.scans["region"] = "north"
+    with pytest.raises(SettingError, match="'region' has the name of a column"):
+        run(cohort, rng, NormativeConfig(covariates=("age", "region")))

@@ -127,3 +127,12 @@ def test_interval_covers_the_area(rng, apart):
     truth = stats.norm.cdf(apart / np.sqrt(2))
     found = [auc_interval(rng.normal(apart, 1, 14), rng.normal(size=30))[1:3] for _ in range(300)]
     assert 0.92 <= np.mean([low <= truth <= high for low, high in found]) <= 0.99
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_area_within_a_hair_of_its_end_has_limits(sign):
+    cases, reference = sign * (np.arange(900.0) + 1000), sign * np.arange(900.0)
+    cases[0] = reference[-1]
+    area, low, high, _ = auc_interval(cases, reference)
+    assert 0 <= low <= area <= high <= 1
+    assert high - low < 0.1

@@ -228,7 +228,7 @@ def test_conversion_has_harrells_c(rng, scans):
     config = replace(FAST, targets=("conversion",), times={"conversion": "years"}, ordinal={"conversion": "sMCI,pMCI"})
     found = run([features(rng, risk)], scans, config)
     assert found.table.iloc[0]["c_index"] > 0.7
-    with pytest.raises(SettingError, match="names column 'months'"):
+    with pytest.raises(SettingError, match="no column 'months' of the time"):
         run([features(rng, risk)], scans, replace(config, times={"conversion": "months"}))
 
 
@@ -323,3 +323,61 @@ def test_shuffled_labels_are_predicted_at_chance():
         assert abs(np.mean(values) - 0.5) < 1.96 * np.std(values) / np.sqrt(200)
     # 5 % of 200, with the binomial interval of 99 %; ties of the accuracy make the test a little strict.
     assert np.sum(np.array(p_values) <= 0.05) <= 18
+
+
+def test_where_labels_cannot_change_places_nothing_is_tested(rng, scans):
+    is_case = (scans["group"] == "AD").to_numpy()
+    scans["site"] = np.where(is_case, "x", "y")
+    found = run([features(rng, is_case, strength=6)], scans, replace(FAST, site="site"))
+    row = rows(found, target="group", head_size="as it is").iloc[0]
+    assert row["value"] > 0.9
+    assert np.isnan(row["p"])
+    assert "Not tested against chance: group" in found.answer
+
+
+@pytest.mark.parametrize("constant", [0.1, 1.7, 1234.567])
+def test_a_constant_feature_is_not_taken_for_the_target(rng, scans, constant):
+    is_case = (scans["group"] == "AD").to_numpy()
+    one = features(rng, is_case, strength=3)
+    x = np.column_stack([one.by_fold[0], np.full(N, constant)])
+    found = run([FeatureSet("regions", (x,), None, True)], scans)
+    assert rows(found, head_size="as it is")["value"].iloc[0] > 0.7
+    assert not found.settings["refused"]
+
+
+def test_with_harmonisation_a_scan_without_site_or_covariate_is_left_out_alone(rng, scans):
+    is_case = (scans["group"] == "AD").to_numpy()
+    scans.loc[scans.index[3], "age"], scans.loc[scans.index[5], "site"] = np.nan, None
+    config = replace(FAST, site="site", covariates=("age",), harmonise=True)
+    found = run([features(rng, is_case, strength=3)], scans, config)
+    assert (rows(found, target="group")["n_scans"] == N - 2).all()
+
+
+def test_few_numbers_are_numbers_when_it_is_said(rng, scans):
+    scans["mmse"] = rng.integers(24, 31, N).astype(float)
+    x = scans[["mmse"]].to_numpy() + 0.5 * rng.standard_normal((N, 2))
+    sets = [FeatureSet("latents", (x,), None, False)]
+    plain = replace(FAST, targets=("mmse",), n_permutations=0, adjust_head_size=False)
+    assert set(run(sets, scans, plain).table["kind"]) == {"multi-class"}
+    told = run(sets, scans, replace(plain, numbers=("mmse",))).table.iloc[0]
+    assert (told["kind"], told["r2"] > 0.7) == ("continuous", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"times": {"conversion": "age"}}, "times names 'conversion', which is no target"),
+        ({"times": {"group": "years"}}, "no column 'years'"),
+        ({"ordinal": {"stag": "a,b,c"}}, "names 'stag'"),
+        ({"numbers": ("mmse",)}, "names 'mmse'"),
+    ],
+)
+def test_names_that_are_nothing_are_refused_before_anything_is_fitted(rng, scans, change, words):
+    with pytest.raises(SettingError, match=words):
+        run([features(rng, np.zeros(N))], scans, replace(FAST, **change))
+
+
+def test_head_size_is_not_predicted_without_itself(rng, scans):
+    x = scans[["gm_ml"]].to_numpy() + rng.standard_normal((N, 2))
+    found = run([FeatureSet("latents", (x,), None, False)], scans, replace(FAST, targets=("gm_ml",)))
+    assert set(found.table["head_size"]) == {"as it is"}

@@ -157,3 +157,10 @@ def test_class_weights_raise_the_sensitivity_for_a_rare_class(rng: np.random.Gen
             scores = fit_predict(GRID, config, seed=seed)(x[:250], y[:250], x[250:], Asked())
             sensitivity[helped].append(np.mean(scores.argmax(axis=1)[y[250:] == 1] == 1))
     assert np.mean(sensitivity[True]) > np.mean(sensitivity[False]) + 0.2
+
+
+def test_a_subject_whose_class_changes_counts_with_the_later_one(rng: np.random.Generator) -> None:
+    subjects, y = np.repeat(np.arange(30), 2).astype(str), np.tile([0, 1], 30)
+    marks = inner_part(y, subjects, classes=True, fraction=0.2, seed=0)
+    assert not set(subjects[marks]) & set(subjects[~marks])
+    assert marks.sum() == 12

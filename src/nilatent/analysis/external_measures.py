@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, logit
+from scipy.special import logit
 from scipy.stats import binomtest, norm, pearsonr
 from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score, roc_curve
 
-LEVEL = 0.95
+from nilatent.analysis.logistic import LEVEL, SMALLEST_P, logistic
+
 # A probability of 0 or 1 has no finite logit.
-SMALLEST_P = 1e-6
-MAX_STEPS = 50
 EDGE = 1e-9
 
 
@@ -157,7 +156,12 @@ def probability_measures(p: np.ndarray, is_case: np.ndarray) -> list[Measure]:
     n = len(p)
     no_slope = "" if np.isfinite(one).all() else "not defined: the classes are separated, or all scores are the same"
     return [
-        Measure("Brier score", *_mean(missed), n, f"{share * (1 - share):.3f} by the share of cases here alone"),
+        Measure(
+            "Brier score",
+            *(min(max(limit, 0.0), 1.0) for limit in _mean(missed)),
+            n,
+            f"{share * (1 - share):.3f} by the share of cases here alone",
+        ),
         _estimate("calibration intercept", offset[0], n, "0 is right; above 0: cases are more frequent than was said"),
         _estimate("calibration slope", one[1], n, no_slope or "1 is right; below 1: the probabilities are too extreme"),
     ]
@@ -166,39 +170,6 @@ def probability_measures(p: np.ndarray, is_case: np.ndarray) -> list[Measure]:
 def _estimate(name: str, limits: np.ndarray, n: int, note: str) -> Measure:
     value, low, high = (float(number) for number in limits)
     return Measure(name, value, low, high, n, note)
-
-
-def logistic(x: np.ndarray, y: np.ndarray, *, offset: np.ndarray | None = None) -> np.ndarray:
-    """Maximum-likelihood logistic regression with Wald intervals.
-
-    Parameters
-    ----------
-    x : ndarray
-        (row, term), the intercept among them.
-    y : ndarray
-        (row,) bool.
-    offset : ndarray, optional
-        (row,) added to the linear part with the weight 1.
-
-    Returns
-    -------
-    ndarray
-        (term, 3) estimate and limits; NaN when there is no finite maximum.
-    """
-    beta, given = np.zeros(x.shape[1]), np.zeros(len(y)) if offset is None else offset
-    nothing = np.full((x.shape[1], 3), np.nan)
-    for _ in range(MAX_STEPS):
-        p = expit(x @ beta + given)
-        information = (x * (p * (1 - p))[:, None]).T @ x
-        if np.linalg.cond(information) > 1e10:
-            return nothing
-        change = np.linalg.solve(information, x.T @ (y - p))
-        # A long first step over a flat likelihood may overshoot; a bounded one arrives, as the likelihood is concave.
-        beta = beta + change / max(float(np.abs(change).max()), 1.0)
-        if np.abs(change).max() < 1e-9:
-            spread = float(norm.ppf((1 + LEVEL) / 2)) * np.sqrt(np.diag(np.linalg.inv(information)))
-            return np.column_stack([beta, beta - spread, beta + spread])
-    return nothing
 
 
 def number_measures(predicted: np.ndarray, y: np.ndarray) -> list[Measure]:

@@ -111,6 +111,8 @@ def harmonise(measures: Sequence[Measures], scans: pd.DataFrame, folds: np.ndarr
         usable = usable_scans(scans, folds, site=config.site, covariates=config.covariates)
         if usable.first.sum() < MIN_SUBJECTS:
             raise NotComparableError(f"too few: {usable.first.sum()} subjects; at least {MIN_SUBJECTS} are needed")
+        if len(np.unique(usable.folds)) < 2 or not _shuffles(usable.folds[usable.first]):
+            raise NotComparableError("no fold holds out two subjects, so labels cannot be shuffled within folds")
         check_folds(usable.folds, usable.subjects)
     except NotComparableError as error:
         return not_run(NAME, QUESTION, str(error))
@@ -207,7 +209,7 @@ def _of_fresh(made: Harmonised, scans: Usable, config: HarmoniseConfig) -> list[
     """Site told by classifiers that learn from scans which ComBat was not fitted on; none where folds are too few."""
     calls, possible = fresh_calls(made.measures, scans)
     judged = np.flatnonzero(judged_rows(made, scans) & possible)
-    if len(np.unique(scans.site[judged])) < 2:
+    if len(np.unique(scans.site[judged])) < 2 or not _shuffles(scans.folds[judged]):
         return []
     blocks = scans.folds[judged].astype(str)
     orders = stats.permutations(len(judged), config.n_permutations, seed=config.seed, blocks=blocks)
@@ -217,6 +219,11 @@ def _of_fresh(made: Harmonised, scans: Usable, config: HarmoniseConfig) -> list[
         row = {"what": scans.site_name, "measure": FRESH, "model": model, "n_scans": len(judged)}
         rows.append(row | _told(told))
     return rows
+
+
+def _shuffles(folds: np.ndarray) -> bool:
+    """Whether some fold holds two rows, which may change places."""
+    return len(folds) > 0 and bool(np.unique(folds, return_counts=True)[1].max() > 1)
 
 
 def _median(values: np.ndarray) -> float:

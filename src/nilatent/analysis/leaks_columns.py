@@ -55,7 +55,7 @@ def site_is_group(scans: pd.DataFrame, *, group: str, site: str) -> Check:
     per_site = groups[both].groupby(sites[both].to_numpy()).nunique()
     single = per_site.index[per_site == 1]
     said = f"Cramer's V of site and group is {v:.2f}; {len(single)} of {len(per_site)} sites have one group only."
-    if v < ENTANGLED:
+    if v < ENTANGLED and len(single) < len(per_site):
         return Check(SITE_GROUP, CLEAN, said)
     return Check(
         SITE_GROUP,
@@ -133,6 +133,8 @@ def told_by(covariate: "pd.Series[str]", target: "pd.Series[str]", *, seed: int 
     folds = KFold(N_FOLDS, shuffle=True, random_state=seed)
     if _is_number(target):
         y = target.to_numpy(dtype=np.float64)
+        finite = np.isfinite(y)
+        x, y, covariate = x[finite], y[finite], covariate[finite]
         predicted = cross_val_predict(DecisionTreeRegressor(min_samples_leaf=2, random_state=0), x, y, cv=folds)
         share = 1 - float(np.square(y - predicted).sum() / np.square(y - y.mean()).sum())
         numbers = x[:, 0] if _is_number(covariate) else np.zeros(len(y))
@@ -156,6 +158,7 @@ def _columns(values: "pd.Series[str]") -> np.ndarray:
     """(subject, column) a number, or one 0/1 column per level; a missing number lies below all others, a missing level is 0."""
     if _is_number(values):
         numbers = values.to_numpy(dtype=np.float64)
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
         below = np.nanmin(numbers) - (np.nanmax(numbers) - np.nanmin(numbers)) - 1
         return np.where(np.isnan(numbers), below, numbers)[:, None]
     words = level_words(values)

@@ -92,6 +92,8 @@ def _told(
     rows = _rows(scans, site)
     words, folds = level_words(scans[site]).to_numpy()[rows].astype(str), split["fold"].to_numpy()[rows]
     called = np.full(len(rows), "", dtype=object)
+    if np.unique(folds, return_counts=True)[1].max() < 2:
+        return Check(name, NOT_CHECKED, "no fold holds out two subjects, so labels cannot be shuffled within folds")
     numbers = np.unique(split["fold"])
     for train, test in parts(folds):
         array = arrays[0] if len(arrays) == 1 else arrays[int(np.searchsorted(numbers, folds[test[0]]))]

@@ -35,6 +35,9 @@ def families_apart(scans: pd.DataFrame, split: pd.DataFrame, family: str) -> Che
         reason = f"the cohort has no column '{family}'" if family else "no column of families was named"
         return Check(FAMILIES, NOT_CHECKED, reason)
     families = scans[family].dropna()
+    members = scans.loc[families.index, "subject_id"].groupby(families.to_numpy()).nunique()
+    if not (members > 1).any():
+        return Check(FAMILIES, NOT_CHECKED, f"no two subjects share a value of '{family}'")
     return _apart(
         FAMILIES,
         families,

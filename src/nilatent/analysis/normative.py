@@ -9,7 +9,6 @@ References
 Marquand et al. 2016, doi:10.1016/j.biopsych.2015.12.023. Rutherford et al. 2022, doi:10.1038/s41596-022-00696-5.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -28,6 +27,7 @@ from nilatent.analysis.normative_words import answer, caveats
 from nilatent.atlas import RegionWeights, region_map
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run
+from nilatent.provenance import file_stems
 from nilatent.volumes import Grid
 
 __all__ = ["COLUMNS", "NAME", "QUESTION", "NormativeConfig", "deviation_maps", "normative"]
@@ -185,7 +185,8 @@ def _maps(
     farthest = values[np.abs(values).argmax(axis=0), np.arange(values.shape[1])]
     images = {"mean_z": region_map(weights, farthest, grid, mask)}
     if len(values) > 1:
-        for group, value in zip(data["case_group"].values, values, strict=True):
-            stem = re.sub(r"[^A-Za-z0-9]+", "-", str(group)).strip("-")
-            images[f"mean_z_{stem}"] = region_map(weights, value, grid, mask)
+        groups = [str(group) for group in data["case_group"].values]
+        stems = file_stems(groups)
+        for group, value in zip(groups, values, strict=True):
+            images[f"mean_z_{stems[group]}"] = region_map(weights, value, grid, mask)
     return images

@@ -174,9 +174,9 @@ def auc_interval(cases: np.ndarray, reference: np.ndarray, *, level: float = 0.9
         return (area - theta) ** 2 - half**2 * theta * (1 - theta) * shape / (n_cases * n_reference)
 
     # At 0 and 1 the variance is nothing, and the root that is sought lies further in.
-    edge = 1e-9
-    low = 0.0 if area < edge else float(brentq(apart, edge, min(area, 1 - edge)))
-    high = 1.0 if area > 1 - edge else float(brentq(apart, max(area, edge), 1 - edge))
+    edge = max(min(1e-9, 1e-6 / (n_cases * n_reference) ** 2), 1e-15)
+    low = 0.0 if area < edge or apart(edge) < 0 else float(brentq(apart, edge, min(area, 1 - edge)))
+    high = 1.0 if area > 1 - edge or apart(1 - edge) < 0 else float(brentq(apart, max(area, edge), 1 - edge))
     return area, low, high, float(test.pvalue)
 
 

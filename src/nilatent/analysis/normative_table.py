@@ -10,6 +10,7 @@ from scipy.stats import norm
 from nilatent.analysis import stats
 from nilatent.analysis.normative_latent import auc_interval, conformal_p, predicted_p
 from nilatent.analysis.normative_scans import EVERYBODY, Asked, NormativeConfig
+from nilatent.errors import SettingError
 
 COLUMNS = (
     "scan_id", "subject_id", "group", "reference", "deviates", "p", "q", "mahalanobis", "p_latents", "p_rank", "n_extreme",
@@ -105,17 +106,24 @@ def scan_table(
     looks = table[["p_latents", "p_regions", "p_error"]]
     table["p"] = np.minimum(looks.min(axis=1) * looks.notna().sum(axis=1), 1.0)
     table["q"] = np.nan
-    # Reference scans are there to see how often one like them is called: they must not dilute the others.
-    for family in (asked.reference, ~asked.reference):
+    # Reference scans are there to see how often one like them is called, and scans without a group are asked of by nobody:
+    # neither must dilute the others.
+    nameless = ~asked.reference & (asked.group == "")
+    for family in (asked.reference, ~asked.reference & ~nameless, nameless):
         known = family & table["p"].notna().to_numpy()
         if known.any():
             table.loc[known, "q"] = stats.fdr(table.loc[known, "p"].to_numpy())
     table["deviates"] = table["q"] <= config.alpha
     table["note"] = _notes(judged, asked)
-    columns = [*config.covariates, *([config.site] if config.site else [])]
+    columns = list(dict.fromkeys([*config.covariates, *([config.site] if config.site else [])]))
+    taken = {*table.columns, *COLUMNS} - ({config.group} if config.group == "group" else set())
+    clash = [name for name in columns if name in taken]
+    if clash:
+        raise SettingError(
+            f"The covariate '{clash[0]}' has the name of a column of this finding. Rename it: --column OURS={clash[0]}."
+        )
     for name in columns:
-        if name not in table:
-            table[name] = scans[name].to_numpy()
+        table[name] = scans[name].to_numpy()
     shown = [*COLUMNS[:3], *(name for name in columns if name not in COLUMNS), *COLUMNS[3:]]
     extra = [name for name in MEASURES.values() if name not in shown]
     # The largest z parts scans whose p has reached 1.

@@ -17,7 +17,7 @@ SD_BOUNDS = (0.9, 1.1)
 def answer(table: pd.DataFrame, data: xr.Dataset, asked: Asked, config: NormativeConfig) -> str:
     """Two or three sentences with numbers."""
     known = table[table["p"].notna()]
-    others, reference = known[~known["reference"]], known[known["reference"]]
+    others, reference = known[~known["reference"] & (known["group"] != "")], known[known["reference"]]
     expected = _expected(config)
     level = f"false discovery rate {config.alpha:g}"
     if asked.label == EVERYBODY:

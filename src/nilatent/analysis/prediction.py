@@ -39,6 +39,7 @@ QUESTION = (
 )
 # A feature that says this much of what is predicted is the target under another name.
 IS_THE_TARGET = 1 - 1e-9
+FLAT = 1e-9
 # The preparation renames what the source says of the head's volume where it has a column of that name itself.
 HEAD_SIZE_COLUMNS = (("head_size_factor", "tiv_ml", "source_tiv_ml"), ("gm_ml", "total_gm", "total"))
 
@@ -87,9 +88,13 @@ def prediction(
     if "network" in config.heads and network is None:
         raise SettingError("prediction.heads names 'network', but no network was handed in. Name other heads.")
     usable = np.all([one.finite for one in sets], axis=0)
+    if config.harmonise:
+        kept = confound_matrix(scans, config.covariates)
+        usable &= scans[config.site].notna().to_numpy() & np.isfinite(kept).all(axis=1)
     targets, refused = make_targets(scans, folds, config, usable=usable)
     if not targets:
         return not_run(NAME, QUESTION, "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    _check_named(targets, scans, config)
     study = _study(scans, folds, config, usable)
     jobs = _jobs(sets, targets, study, config, refused)
     rows: list[Row] = []
@@ -122,6 +127,23 @@ def prediction(
         n_scans=len(used),
         n_subjects=len(np.unique(study.subjects[used])),
     )
+
+
+def _check_named(targets: Sequence[Target], scans: pd.DataFrame, config: PredictionConfig) -> None:
+    """Refuse times and levels of what is not predicted, before anything is fitted."""
+    kinds = {name: target.kind for target in targets for name in (target.name, target.column)}
+    for name, column in config.times.items():
+        if kinds.get(name, "binary") != "binary" or (name not in kinds and name not in scans):
+            raise SettingError(
+                f"prediction.times names '{name}', which is no target of two classes. There are: {', '.join(kinds)}."
+            )
+        if column not in scans:
+            raise SettingError(f"prediction.times: there is no column '{column}' of the time to '{name}'.")
+    absent = [name for name in (*config.ordinal, *config.numbers) if name not in scans]
+    if absent:
+        raise SettingError(
+            f"prediction.ordinal or prediction.numbers names '{absent[0]}', and there is no such column."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +200,8 @@ def _head_size_columns(scans: pd.DataFrame, config: PredictionConfig) -> tuple[t
     if not chosen[0]:
         known = [int(np.isfinite(numbers[name]).sum()) for name in HEAD_SIZE_COLUMNS[0] if name in numbers]
         return (), (
-            f"Head size is known of {max(known, default=0)} of {len(scans)} scans, so nothing is judged without it. Where a column "
-            "of the source holds it, name it with --column tiv_ml=COLUMN."
+            f"Head size is known of {max(known, default=0)} of {len(scans)} scans, so nothing is judged without it. Where a "
+            "column of the source holds it, name it with --column tiv_ml=COLUMN."
         )
     return tuple(name for name in chosen if name), ""
 
@@ -202,7 +224,8 @@ def _jobs(
             if known:
                 refused[f"{target.name} from {features.name}"] = known
                 continue
-            for adjusted in (False, True) if study.head_size is not None else (False,):
+            both = study.head_size is not None and target.column not in study.head_size_columns
+            for adjusted in (False, True) if both else (False,):
                 jobs.append(_Job(target, features, adjusted, of_site))
     return jobs
 
@@ -215,7 +238,10 @@ def _hidden(features: FeatureSet, target: Target) -> str:
         np.column_stack([np.ones(len(y)), shown - shown.mean(axis=0)])[:, : max(len(target.levels), 2)]
     )[0]
     for values in features.by_fold:
-        x = values[target.rows] - values[target.rows].mean(axis=0)
+        x = values[target.rows]
+        middle = x.mean(axis=0)
+        # What is left of a constant is rounding, and says nothing.
+        x = np.where(x.std(axis=0) > FLAT * (1e-3 + np.abs(middle)), x - middle, 0.0)
         total = np.square(x).sum(axis=0)
         share = np.square(axes.T @ x).sum(axis=0) / np.where(total > 0, total, np.inf)
         for position in np.flatnonzero(share > IS_THE_TARGET):
@@ -256,7 +282,8 @@ def _judged(
         told = procedure.told(target.y[:, None])
         measured = measure(target, told, weights, time=_time(target, study.scans, config), alpha=config.alpha)
         p_value, n_drawn = float("nan"), 0
-        if head != "network" and config.n_permutations:
+        # Where labels never change places, as when every site has one class, nothing is tested.
+        if head != "network" and config.n_permutations and bool((target.y[orders] != target.y).any()):
             observed = float(main_measure(target, target.y[:, None], told)[0])
             n_jobs = 1 if head == "linear" else config.n_jobs
             p_value, n_drawn = permuted_p(

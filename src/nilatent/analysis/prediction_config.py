@@ -28,6 +28,8 @@ class PredictionConfig:
     ordinal : dict[str, str]
         Column to its levels from lowest to highest, with commas between: ``{"stage": "CN,sMCI,pMCI,AD"}``. Of two levels,
         ``"sMCI,pMCI"``, the second is the case, or the event.
+    numbers : tuple[str, ...]
+        Columns that are numbers although they have ten values or fewer.
     times : dict[str, str]
         Two-class target to the column of the time to the event (second level) or to the last visit without it.
     heads : tuple
@@ -58,6 +60,7 @@ class PredictionConfig:
     site: str = ""
     targets: tuple[str, ...] = ()
     ordinal: dict[str, str] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
     times: dict[str, str] = field(default_factory=dict)
     heads: tuple[HeadName, ...] = ("linear",)
     n_inner: int = 5
@@ -84,6 +87,8 @@ class PredictionConfig:
                 raise SettingError(f"prediction.{name} is {getattr(self, name)}; it must be at least {lowest}.")
         if not 0 < self.alpha < 1:
             raise SettingError(f"prediction.alpha is {self.alpha}; it must be above 0 and below 1, usually 0.05.")
+        if len(set(self.targets)) < len(self.targets):
+            raise SettingError(f"prediction.targets is {self.targets}; name each once.")
         unknown = [head for head in self.heads if head not in HEADS]
         if unknown or not self.heads or len(set(self.heads)) < len(self.heads):
             raise SettingError(f"prediction.heads is {self.heads}; name some of {', '.join(HEADS)}, each once.")

@@ -8,15 +8,14 @@ Fawcett 2006 (ROC), doi:10.1016/j.patrec.2005.10.010. Van Calster et al. 2019 (c
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import logit
+
+from nilatent.analysis.logistic import SMALLEST_P, logistic
 
 FALSE_ALARMS = np.linspace(0, 1, 101)
 N_BINS, SCANS_PER_BIN = 8, 12
 # Draws of the band: its edges need fewer than those of a table.
 MOST_DRAWS = 300
-ROUNDS = 50
-# Log odds beyond which the fitted calibration line is said not to exist: the probabilities separate the classes.
-STEEPEST = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +125,9 @@ def calibration(probability: np.ndarray, is_case: np.ndarray) -> Calibration:
 
 
 def calibration_line(probability: np.ndarray, is_case: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope of the logistic regression of being a case on the log odds predicted, by Newton's method."""
-    odds = logit(np.clip(probability, 1e-9, 1 - 1e-9))
+    """Intercept and slope of the logistic regression of being a case on the log odds predicted; NaN without a maximum."""
+    odds = logit(np.clip(probability, SMALLEST_P, 1 - SMALLEST_P))
     if np.ptp(odds) < 1e-9 or is_case.all() or not is_case.any():
         return float("nan"), float("nan")
-    x = np.column_stack([np.ones(len(odds)), odds])
-    line = np.zeros(2)
-    for _ in range(ROUNDS):
-        said = expit(x @ line)
-        step = np.linalg.lstsq((x * (said * (1 - said))[:, None]).T @ x, x.T @ (is_case - said), rcond=1e-12)[0]
-        line = line + step
-        if np.abs(line).max() > STEEPEST or not np.isfinite(line).all():
-            break
-        if np.abs(step).max() < 1e-9:
-            return float(line[0]), float(line[1])
-    return float("nan"), float("nan")
+    line = logistic(np.column_stack([np.ones(len(odds)), odds]), is_case)
+    return float(line[0, 0]), float(line[1, 0])

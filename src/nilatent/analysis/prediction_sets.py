@@ -165,7 +165,9 @@ def covariate_set(scans: pd.DataFrame, columns: Sequence[str]) -> FeatureSet:
 
 def volume_set(scans: pd.DataFrame) -> FeatureSet | None:
     """Head size and tissue volumes, those that the preparation knows of every scan; None when there are none."""
-    known = [name for name in TISSUE_COLUMNS if name in scans and bool(np.isfinite(scans[name].astype(float)).all())]
+    numbers = {name: pd.to_numeric(scans[name], errors="coerce") for name in TISSUE_COLUMNS if name in scans}
+    known = [name for name, values in numbers.items() if bool(np.isfinite(values).all())]
     if not known:
         return None
-    return FeatureSet(VOLUMES, (scans[known].to_numpy(dtype=np.float64),), None, baseline=True, columns=tuple(known))
+    values = np.column_stack([numbers[name] for name in known]).astype(np.float64)
+    return FeatureSet(VOLUMES, (values,), None, baseline=True, columns=tuple(known))

@@ -121,7 +121,7 @@ def make_target(
         kind = "binary" if len(levels) == 2 else "ordinal"
     elif name != column:
         kind, levels = "binary", tuple(part.strip() for part in name.partition(":")[::-2])
-    elif not _is_number(scans[column], numbers) or column == config.site:
+    elif column not in config.numbers and (not _is_number(scans[column], numbers) or column == config.site):
         levels = _ordered(sorted(words[usable].dropna().unique()))
         kind = "binary" if len(levels) == 2 else "multi-class"
     known = np.isfinite(numbers) if kind == "continuous" else words.isin(levels).to_numpy()

@@ -76,12 +76,13 @@ def predict(
     aliases, processes = column_aliases(column), n_processes(n_procs)
     from nilatent.external import PredictConfig
     from nilatent.external import predict as predict_sources
+    from nilatent.head import named_head
 
     of_run = (model / "model" / "config.toml").is_file()
-    place = model / "heads" / head
+    place = named_head(model / "heads", head) if of_run else None
     done = predict_sources(
         model / "model" if of_run else model,
-        place if of_run and place.is_dir() else Path(head),
+        Path(head) if place is None else place,
         sources,
         out,
         config=PredictConfig(

@@ -1,7 +1,7 @@
 """Commands about a study: the whole river, and what is asked of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,9 +25,6 @@ from nilatent.cli.options import (
     on_machines,
     run_again,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def _study(

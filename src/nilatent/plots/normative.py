@@ -41,7 +41,7 @@ COLUMN_NAMES = {
     "p_error": ("p of errors", "Family-wise over regions"),
     "note": ("note", "Why a scan was not judged"),
 }
-MAPS = {"mean_z": ("mean z of the cases (0 is expected)", None)}
+MAPS = {"mean_z": ("mean z of the cases, of several groups that farthest from 0", None)}
 """Map of the finding to the label of its colour bar and its limits (None: from the map)."""
 
 

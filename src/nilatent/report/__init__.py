@@ -28,6 +28,7 @@ from nilatent.plots import (
 from nilatent.plots import search as search_plot
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
+from nilatent.report.subjects import build_subjects
 from nilatent.volumes import Grid, template
 
 __all__ = ["SECTIONS", "FindingSection", "build"]
@@ -146,7 +147,7 @@ SECTIONS: tuple[FindingSection, ...] = (
         "Normative deviation",
         "normative",
         normative.draw,
-        "How far each brain lies from what is expected of its age, sex and site. Pages of single subjects: subjects/index.html.",
+        "How far each brain lies from what is expected of its age, sex and site; every subject has a page in subjects/.",
         normative.COLUMN_NAMES,
         maps=normative.MAPS,
     ),
@@ -165,7 +166,7 @@ BACKGROUND_MM = 2.0
 
 
 def build(run_folder: Path) -> Path:
-    """Write `report.html` and `figures/*.svg` into a run folder.
+    """Write `report.html`, `figures/*.svg` and, where deviations were measured, `subjects/*.html` into a run folder.
 
     Parameters
     ----------
@@ -211,6 +212,8 @@ def build(run_folder: Path) -> Path:
     path = run.folder / "report.html"
     with atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    if "normative" in run.findings:
+        build_subjects(run.folder)
     return path
 
 

@@ -66,10 +66,17 @@ def normative(run: Run) -> str:
     settings = run.findings["normative"].settings
     covariates = ", ".join([*(settings.get("covariates") or ()), *([settings["site"]] if settings.get("site") else [])])
     given = f" given {covariates}" if covariates else ""
+    table = run.findings["normative"].table
+    modelled = ["regional grey matter"]
+    modelled += ["its error of reconstruction"] if table["error_region_z"].notna().any() else []
+    distance = table["mahalanobis"].notna().any()
+    modelled += ["the latents"] if distance else []
+    together = (
+        " Latents together are judged by a Mahalanobis distance with a shrunk covariance [ledoit]." if distance else ""
+    )
     return (
         f"Deviation of each scan was measured against {settings.get('reference', 'the reference')} "
-        f"({settings.get('n_reference', 0)} scans) [normative]: regional grey matter, its error and the latents "
+        f"({settings.get('n_reference', 0)} scans) [normative]: {' and '.join(modelled)} "
         f"were modelled{given} by regressions that had not seen the person, and residuals were divided by the standard deviation "
-        "of a prediction, so that those of new reference subjects are standard normal. Latents together are judged by a "
-        "Mahalanobis distance with a shrunk covariance [ledoit]."
+        f"of a prediction, so that those of new reference subjects are standard normal.{together}"
     )

@@ -1,6 +1,5 @@
 """One page per subject: how far its scans lie from what the reference lets expect, in which regions, and where on the map."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,7 @@ import nilatent
 from nilatent.errors import FindingError
 from nilatent.finding import Finding, read_finding
 from nilatent.plots import brain, normative
-from nilatent.provenance import atomic
+from nilatent.provenance import atomic, file_stems
 from nilatent.report import page
 from nilatent.report.quality import page_file
 from nilatent.volumes import Grid, template
@@ -71,7 +70,8 @@ def build_subjects(folder: Path) -> list[Path]:
             f"{folder / FINDING} holds the finding '{found.name}'. Run `nilatent analyse normative` again."
         )
     place = folder / FOLDER
-    names = {} if found.not_run else _page_names(found.table["subject_id"])
+    stems = {} if found.not_run else file_stems(found.table["subject_id"], taken=[Path(INDEX).stem])
+    names = {subject: f"{stem}.html" for subject, stem in stems.items()}
     for old in place.glob("*.html"):
         if old.name not in {INDEX, *names.values()} or found.not_run:
             old.unlink()
@@ -83,21 +83,6 @@ def build_subjects(folder: Path) -> list[Path]:
         parts = [_part(found, row, folder / FINDING / MAPS) for _, row in rows.iterrows()]
         written.append(_write(place / names[str(subject)], look, _subject(found, rows, parts)))
     return written
-
-
-def _page_names(subjects: "pd.Series[str]") -> dict[str, str]:
-    """A file name per subject that every system takes and no other subject has, whatever the case of its letters."""
-    names: dict[str, str] = {}
-    taken = {INDEX}
-    for subject in map(str, dict.fromkeys(subjects)):
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", subject)[:80] or "_"
-        name, number = f"{stem}.html", 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}.html"
-        taken.add(name.lower())
-        names[subject] = name
-    return names
 
 
 def _write(path: Path, look: Template, values: Mapping[str, object]) -> Path:
@@ -191,13 +176,11 @@ def _map(scan: str, maps: Path) -> tuple[list[page.Picture], str]:
     try:
         image = nib.load(path)
         z = image.get_fdata(dtype=np.float32)
-        # What is zero is transparent, so that the anatomy is seen between what deviates.
-        shown = nib.Nifti1Image(np.where(np.abs(z) >= SHOWN_FROM, z, np.float32(0)), image.affine)
-        drawn = brain.draw_map(
-            shown, background=_background(), label="z (below 0: less than expected)", limits=Z_LIMITS
-        )
     except (OSError, EOFError, ValueError, ImageFileError):
         return [], f"The map {MAPS}/{path.name} cannot be read. Run `nilatent analyse normative` again."
+    # What is zero is transparent, so that the anatomy is seen between what deviates.
+    shown = nib.Nifti1Image(np.where(np.abs(z) >= SHOWN_FROM, z, np.float32(0)), image.affine)
+    drawn = brain.draw_map(shown, background=_background(), label="z (below 0: less than expected)", limits=Z_LIMITS)
     caption = (
         f"Voxels with |z| of at least {SHOWN_FROM:g} on the MNI152 template; left is on the left. Not corrected for the number "
         "of voxels: a third of a brain like the reference lies beyond 1, and one in twenty beyond 1.96."

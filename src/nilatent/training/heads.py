@@ -340,15 +340,19 @@ def inner_part(y: np.ndarray, subjects: np.ndarray, *, classes: bool, fraction: 
     """
     names, first = np.unique(subjects, return_index=True)
     values = np.asarray(y, dtype=float)[first]
+    have = [len(np.unique(subjects[y == value])) for value in np.unique(y)] if classes else [len(names)]
+    if min(have) < 2:
+        raise SettingError(
+            f"A network head needs two subjects of every class, one to learn from and one to judge by; one class has "
+            f"{min(have)} of the {len(names)} training subjects. Merge classes, or take a linear head."
+        )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(names))
     chosen: list[int] = []
-    for group in [shuffled[values[shuffled] == value] for value in np.unique(y)] if classes else [shuffled]:
+    for group in [shuffled[values[shuffled] == value] for value in np.unique(values)] if classes else [shuffled]:
         if len(group) < 2:
-            raise SettingError(
-                f"A network head needs two subjects of every class, one to learn from and one to judge by; one class has "
-                f"{len(group)} of the {len(names)} training subjects. Merge classes, or take a linear head."
-            )
+            # Of a class that others have in later scans: its one subject stays where it is learnt from.
+            continue
         n_chosen = min(max(round(fraction * len(group)), 1), len(group) - 1)
         ordered = group if classes else group[np.argsort(values[group], kind="stable")]
         # Even steps over the ordered subjects: judges of small and of large values alike.
