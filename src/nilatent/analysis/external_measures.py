@@ -154,6 +154,7 @@ def probability_measures(p: np.ndarray, is_case: np.ndarray) -> list[Measure]:
     offset, one = logistic(ones, is_case, offset=odds), logistic(np.column_stack([ones, odds]), is_case)
     share = float(is_case.mean())
     n = len(p)
+    value, low, high = _mean(missed)
     no_slope = "" if np.isfinite(one).all() else "not defined: the classes are separated, or all scores are the same"
     return [
         Measure(
