@@ -159,7 +159,9 @@ def probability_measures(p: np.ndarray, is_case: np.ndarray) -> list[Measure]:
     return [
         Measure(
             "Brier score",
-            *(min(max(limit, 0.0), 1.0) for limit in _mean(missed)),
+            value,
+            max(low, 0.0),
+            min(high, 1.0),
             n,
             f"{share * (1 - share):.3f} by the share of cases here alone",
         ),
