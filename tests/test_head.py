@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from nilatent.analysis.prediction_heads import fit_linear
 from nilatent.analysis.prediction_targets import Target
 from nilatent.finding import not_run
-from nilatent.head import FILES, Head, HeadError, read_head, write_head
+from nilatent.head import FILES, Head, HeadError, named_head, read_head, write_head
 from nilatent.head_fit import fit_head, held_out_of
 from nilatent.latents import compact, make_latents
 from nilatent.provenance import hash_file, read_json, write_json
@@ -254,3 +254,12 @@ def test_the_content_hash_is_of_what_it_says(head: Head, tmp_path: Path) -> None
         hashes.append(read_head(tmp_path / str(number)).content_hash)
     assert hashes[0] == hashes[1]
     assert hashes[0] != hashes[2]
+
+
+def test_a_head_is_found_by_its_target_and_by_its_folder(head: Head, tmp_path: Path) -> None:
+    write_head(replace(head, target="AD:CN"), tmp_path / "AD-CN")
+    write_head(replace(head, target="a.b"), tmp_path / "a-b")
+    assert named_head(tmp_path, "AD:CN") == named_head(tmp_path, "AD-CN") == tmp_path / "AD-CN"
+    assert named_head(tmp_path, "a.b") == tmp_path / "a-b"
+    assert named_head(tmp_path, "sex") is None
+    assert named_head(tmp_path / "absent", "sex") is None

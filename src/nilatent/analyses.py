@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nilatent.analysis.agnostic import QUESTION as AGNOSTIC_QUESTION
@@ -34,11 +35,13 @@ from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
 from nilatent.encode import reconstructions
+from nilatent.errors import GridError, ScanError
 from nilatent.feature_sets import described, feature_sets
 from nilatent.finding import Finding, not_run
 from nilatent.models import SpatialVae
 from nilatent.models.features import image_features
 from nilatent.pools import Pools
+from nilatent.preprocess.native import to_native
 from nilatent.provenance import atomic
 from nilatent.training.checkpoint import TrainedModel, load_model
 from nilatent.training.heads import HeadConfig, fit_predict
@@ -244,7 +247,7 @@ def _normative(pools: Pools) -> Finding:
 
 
 def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:
-    """A map of z of each scan that deviates most, ``maps/<scan>.nii.gz``."""
+    """A map of z of each scan that deviates most, ``maps/<scan>.nii.gz``, and of raw heads ``maps/native/<scan>.nii.gz``."""
     place = folder / "maps"
     if place.is_dir():
         shutil.rmtree(place)
@@ -252,15 +255,31 @@ def _deviation_maps(pools: Pools, found: Finding, folder: Path) -> list[Path]:
         return []
     scans, volumes = pools.prepared.scans, pools.volumes
     folds = pools.parts["fold"].loc[scans.index].to_numpy()
-    written = []
-    chosen = found.settings["mapped"]
-    for scan, z in deviation_maps(volumes, scans, folds, pools.config.normative, chosen=chosen, label="deviation maps"):
-        image = np.zeros(volumes.grid.shape, dtype=np.float32)
-        image[volumes.mask] = z
-        written.append(place / f"{scan}.nii.gz")
+    config, chosen = pools.config.normative, found.settings["mapped"]
+    written, failed = [], []
+    for scan, z in deviation_maps(volumes, scans, folds, config, chosen=chosen, label="deviation maps"):
+        values = np.zeros(volumes.grid.shape, dtype=np.float32)
+        values[volumes.mask] = z
+        image = volumes.grid.to_image(values)
+        written.append(_saved(image, place / f"{scan}.nii.gz"))
+        if scans.at[scan, "recipe"] != "t1":
+            continue
+        side_car = Path(str(scans.at[scan, "path"]).removesuffix(".nii.gz") + ".json")
+        try:
+            written.append(_saved(to_native(image, side_car), place / "native" / f"{scan}.nii.gz"))
+        except (ScanError, GridError) as error:
+            failed.append({"scan_id": scan, "reason": str(error)})
+    if failed:
+        written.append(place / "native" / "not_written.tsv")
         with atomic(written[-1]) as temporary:
-            nib.save(volumes.grid.to_image(image), temporary)
+            pd.DataFrame(failed).to_csv(temporary, sep="\t", index=False)
     return written
+
+
+def _saved(image: nib.Nifti1Image, path: Path) -> Path:
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+    return path
 
 
 def _leaks(pools: Pools) -> Finding:
