@@ -25,7 +25,7 @@ from nilatent.analysis.prediction_heads import FitPredict
 from nilatent.analysis.prediction_measures import main_measure, measure, subject_weights
 from nilatent.analysis.prediction_sets import FeatureSet, check_sets
 from nilatent.analysis.prediction_table import Row, arrays_of, calibrations_of, table_of
-from nilatent.analysis.prediction_targets import Target, make_target, make_targets
+from nilatent.analysis.prediction_targets import Target, check_named, make_target, make_targets
 from nilatent.analysis.prediction_words import answer, caveats
 from nilatent.errors import SettingError
 from nilatent.finding import Finding, not_run
@@ -94,7 +94,7 @@ def prediction(
     targets, refused = make_targets(scans, folds, config, usable=usable)
     if not targets:
         return not_run(NAME, QUESTION, "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-    _check_named(targets, scans, config)
+    check_named(targets, scans, config)
     study = _study(scans, folds, config, usable)
     jobs = _jobs(sets, targets, study, config, refused)
     rows: list[Row] = []
@@ -127,23 +127,6 @@ def prediction(
         n_scans=len(used),
         n_subjects=len(np.unique(study.subjects[used])),
     )
-
-
-def _check_named(targets: Sequence[Target], scans: pd.DataFrame, config: PredictionConfig) -> None:
-    """Refuse times and levels of what is not predicted, before anything is fitted."""
-    kinds = {name: target.kind for target in targets for name in (target.name, target.column)}
-    for name, column in config.times.items():
-        if kinds.get(name, "binary") != "binary" or (name not in kinds and name not in scans):
-            raise SettingError(
-                f"prediction.times names '{name}', which is no target of two classes. There are: {', '.join(kinds)}."
-            )
-        if column not in scans:
-            raise SettingError(f"prediction.times: there is no column '{column}' of the time to '{name}'.")
-    absent = [name for name in (*config.ordinal, *config.numbers) if name not in scans]
-    if absent:
-        raise SettingError(
-            f"prediction.ordinal or prediction.numbers names '{absent[0]}', and there is no such column."
-        )
 
 
 @dataclass(frozen=True, eq=False)

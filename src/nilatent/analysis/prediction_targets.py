@@ -9,6 +9,7 @@ import pandas as pd
 from nilatent.analysis.contrast import MIN_SUBJECTS, REFERENCE_WORDS, NotComparableError, contrasts_of, level_words
 from nilatent.analysis.prediction_config import PredictionConfig
 from nilatent.analysis.prediction_inner import Kind
+from nilatent.errors import SettingError
 
 # Numbers with more values than this are numbers; with fewer they are taken for codes of classes.
 MOST_CODES = 10
@@ -134,6 +135,29 @@ def make_target(
     found = Target(name, kind, rows, y, levels, left_out, column)
     _check(found, scans["subject_id"].to_numpy()[rows], np.asarray(folds)[rows], n_folds=len(np.unique(folds)))
     return found
+
+
+def check_named(targets: Sequence[Target], scans: pd.DataFrame, config: PredictionConfig) -> None:
+    """Refuse times and levels of what is not predicted, before anything is fitted.
+
+    Raises
+    ------
+    SettingError
+        Names the setting and what there is.
+    """
+    kinds = {name: target.kind for target in targets for name in (target.name, target.column)}
+    for name, column in config.times.items():
+        if kinds.get(name, "binary") != "binary" or (name not in kinds and name not in scans):
+            raise SettingError(
+                f"prediction.times names '{name}', which is no target of two classes. There are: {', '.join(kinds)}."
+            )
+        if column not in scans:
+            raise SettingError(f"prediction.times: there is no column '{column}' of the time to '{name}'.")
+    absent = [name for name in (*config.ordinal, *config.numbers) if name not in scans]
+    if absent:
+        raise SettingError(
+            f"prediction.ordinal or prediction.numbers names '{absent[0]}', and there is no such column."
+        )
 
 
 def _is_number(values: pd.Series, numbers: np.ndarray) -> bool:
