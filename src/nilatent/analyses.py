@@ -283,11 +283,11 @@ def _saved(image: nib.Nifti1Image, path: Path) -> Path:
 
 
 def _leaks(pools: Pools) -> Finding:
-    scans = pools.prepared.scans
+    scans, config = pools.prepared.scans, pools.config
     return leaks(
         scans,
         pools.parts,
-        replace(pools.config.leaks, targets=pools.config.prediction.targets),
+        replace(config.leaks, targets=tuple(dict.fromkeys([*config.leaks.targets, *config.prediction.targets]))),
         latents=pools.latents,
         folds=pools.fold_latents(),
         regions=pools.regions.loc[scans.index],
