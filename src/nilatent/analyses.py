@@ -102,7 +102,11 @@ def analyses(pools: Pools) -> dict[str, Asked]:
             [*common, *(crossfit or ["model"])],
         ),
         "agnostic": Asked(lambda: _agnostic(pools), study | {"agnostic": config.agnostic}, [*common, *crossfit]),
-        PREDICTION: Asked(lambda: _prediction(pools), study | {"prediction": config.prediction}, [*common, *crossfit]),
+        PREDICTION: Asked(
+            lambda: _prediction(pools),
+            study | {"prediction": config.prediction},
+            [*common, *(crossfit or ["model"])],
+        ),
         HARMONISE: Asked(lambda: _harmonise(pools), study | {"harmonise": config.harmonise}, [*common, *crossfit]),
         NORMATIVE: Asked(
             lambda: _normative(pools),

@@ -13,6 +13,7 @@ from nilatent.pools import Pools
 
 PCA = "voxel PCA"
 GRID = "latent grid"
+FLAT = 1e-9
 WITH_RESIDUALS = "latents + residuals"
 """Latents beside as many components of the regional means that they leave unexplained."""
 
@@ -119,7 +120,9 @@ def leading(x: np.ndarray, train: np.ndarray, n_components: int) -> np.ndarray:
         (scan, component).
     """
     centre, spread = x[train].mean(axis=0), x[train].std(axis=0)
-    z = (x - centre) / np.where(spread > 0, spread, 1.0) * (spread > 0)
+    # What is left of a constant is rounding, and must not be blown up to the size of the others.
+    varies = spread > FLAT * (1e-3 + np.abs(centre))
+    z = (x - centre) / np.where(varies, spread, 1.0) * varies
     _, sizes, axes = np.linalg.svd(z[train], full_matrices=False)
     kept = min(n_components, int((sizes > 1e-9 * sizes[0]).sum()))
     return np.asarray(z @ axes[:kept].T)
@@ -131,6 +134,4 @@ def _grid(pools: Pools, scans: pd.DataFrame, *, n_folds: int) -> list[FeatureSet
     if not is_grid(whole[0]):
         return []
     described = whole if len(whole) == n_folds else whole * n_folds
-    flat = latent_set(described, scans, name=GRID)
-    shape = tuple(int(side) for side in whole[0].attrs["latent_shape"])
-    return [FeatureSet(GRID, flat.by_fold, flat.seen, baseline=False, grid=shape)]
+    return [latent_set(described, scans, name=GRID)]
