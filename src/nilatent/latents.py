@@ -1,6 +1,7 @@
 """Latents: posterior means and log-variances per scan, with what the model has seen; schema, reader and writer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -277,26 +278,19 @@ def compact(latents: xr.Dataset, *, n_components: int, seed: int) -> xr.Dataset:
         asked for.
     """
     check_latents(latents)
-    train = np.flatnonzero(latents["part"].values == "train")
-    if len(train) > MAX_SCANS:
-        train = np.sort(np.random.default_rng(seed).choice(train, size=MAX_SCANS, replace=False))
+    n_train = min(int((latents["part"].values == "train").sum()), MAX_SCANS)
+    frame, share = _fitted(latents, n_components=n_components, seed=seed)
     mean, variance = latents["mean"].values, np.exp(latents["log_var"].values.astype(np.float64))
-    if not 1 <= n_components < max(len(train), 2):
-        raise LatentsError(
-            f"{len(train)} training scans have at most {max(len(train) - 1, 0)} components, {n_components} were asked for. Bring "
-            "more scans, or ask for fewer."
-        )
-    centre = mean[train].mean(axis=0, dtype=np.float64)
-    weights, share = _components(mean[train], centre, n_components)
+    weights = frame.axes
     shape = " x ".join(str(side) for side in latents.attrs["latent_shape"])
     words = (
         f"PCA of the latent {'grid' if is_grid(latents) else 'vector'} ({shape}): {len(weights)} of {mean.shape[1]} "
-        f"dimensions, {100 * share:.1f} % of the variance of {len(train)} training scans"
+        f"dimensions, {100 * share:.1f} % of the variance of {n_train} training scans"
     )
     if len(weights) < n_components:
         words += f"; {n_components} were asked for, and these scans span no more"
     return make_latents(
-        (mean - centre) @ weights.T,
+        frame.coordinates(mean),
         np.log(variance @ np.square(weights).T),
         scan=list(latents["scan"].values),
         subject=list(latents["subject"].values),
@@ -306,6 +300,65 @@ def compact(latents: xr.Dataset, *, n_components: int, seed: int) -> xr.Dataset:
         volumes_hash=latents.attrs["volumes_hash"],
         notes={name: latents.attrs[name] for name in NOTES if name in latents.attrs} | {"compact": words},
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Coordinates in which latents are described and moved: the latents themselves, or the components of a grid.
+
+    Parameters
+    ----------
+    centre : ndarray
+        (value,) latents at the origin of the coordinates.
+    axes : ndarray
+        (coordinate, value) orthonormal rows.
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+
+    def coordinates(self, latents: np.ndarray) -> np.ndarray:
+        """(scan, coordinate) of latents (scan, value)."""
+        return np.asarray((latents - self.centre) @ self.axes.T)
+
+    def latents(self, coordinates: np.ndarray) -> np.ndarray:
+        """(scan, value) latents at coordinates (scan, coordinate); what no coordinate describes is that of the centre."""
+        return np.asarray(self.centre + coordinates @ self.axes)
+
+
+def frame_of(latents: xr.Dataset, *, n_components: int, seed: int) -> Frame:
+    """The coordinates that :func:`compact` gives of latents on a grid; of a vector the latents as they are.
+
+    Parameters
+    ----------
+    latents, n_components, seed
+        As in :func:`compact`; the latter two are for a grid only.
+
+    Raises
+    ------
+    LatentsError
+        As in :func:`compact`.
+    """
+    check_latents(latents)
+    if not is_grid(latents):
+        return Frame(np.zeros(latents.sizes["latent"]), np.eye(latents.sizes["latent"]))
+    return _fitted(latents, n_components=n_components, seed=seed)[0]
+
+
+def _fitted(latents: xr.Dataset, *, n_components: int, seed: int) -> tuple[Frame, float]:
+    """Components of the latents of the training scans, and their share of the variance."""
+    train = np.flatnonzero(latents["part"].values == "train")
+    if len(train) > MAX_SCANS:
+        train = np.sort(np.random.default_rng(seed).choice(train, size=MAX_SCANS, replace=False))
+    if not 1 <= n_components < max(len(train), 2):
+        raise LatentsError(
+            f"{len(train)} training scans have at most {max(len(train) - 1, 0)} components, {n_components} were asked for. Bring "
+            "more scans, or ask for fewer."
+        )
+    mean = latents["mean"].values[train]
+    centre = mean.mean(axis=0, dtype=np.float64)
+    axes, share = _components(mean, centre, n_components)
+    return Frame(centre, axes), share
 
 
 def _components(x: np.ndarray, centre: np.ndarray, n_components: int) -> tuple[np.ndarray, float]:

@@ -9,13 +9,13 @@ import pandas as pd
 import xarray as xr
 
 from nilatent.analysis.regional import read_regions
-from nilatent.atlas import RegionWeights
-from nilatent.cohort import Cohort
-from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig
+from nilatent.atlas import RegionWeights, load_atlas, region_weights
+from nilatent.cohort import Cohort, load_cohort
+from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig, read_config
 from nilatent.crossfit import errors_of, fold_parts, read_folds, regional_misses_of
 from nilatent.latents import compact, is_grid, read_latents
 from nilatent.training.checkpoint import load_model
-from nilatent.volumes import Volumes, voxel_pca
+from nilatent.volumes import Volumes, open_volumes, voxel_pca
 
 BATCH = 64
 STUDY_MODEL = -1
@@ -146,6 +146,36 @@ class Pools:
     def _vectors(self, latents: xr.Dataset, parts: pd.DataFrame) -> xr.Dataset:
         if not is_grid(latents):
             return latents
-        n_train = int((parts["part"] == "train").sum())
-        n_components = max(2, min(MAX_AUTO_LATENT, n_train // SCANS_PER_LATENT))
-        return compact(latents, n_components=n_components, seed=self.config.seed)
+        return compact(latents, n_components=n_components(parts), seed=self.config.seed)
+
+
+def n_components(parts: pd.DataFrame) -> int:
+    """Components that stand for latents on a grid: as many as the training scans of a split can carry."""
+    return max(2, min(MAX_AUTO_LATENT, int((parts["part"] == "train").sum()) // SCANS_PER_LATENT))
+
+
+def open_pools(out: Path) -> Pools:
+    """The pools of a run folder, by the settings it holds.
+
+    Raises
+    ------
+    NilatentError
+        When the folder is not that of a run which came as far as its latents.
+    """
+    out = Path(out).absolute()
+    config, volumes = read_config(out / "study.toml"), open_volumes(out / "volumes")
+    prepared = load_cohort(out / "prepared")
+    table = Path(config.atlas.table) if config.atlas.table else None
+    atlas = load_atlas(config.atlas.spec, table=table)
+    of_mask = region_weights(atlas, volumes.grid, volumes.mask)
+    weights = of_mask
+    if config.recipe.target != "gm":
+        grey = open_volumes(out / "grey")
+        weights = region_weights(atlas, grey.grid, grey.mask)
+    return Pools(out, config, prepared, volumes, read_split(out), weights, of_mask)
+
+
+def read_split(out: Path) -> pd.DataFrame:
+    """Part and fold of every scan, from ``split.tsv``."""
+    kinds = {"scan_id": str, "subject_id": str, "part": str, "fold": int}
+    return pd.read_csv(out / "split.tsv", sep="\t", dtype=kinds).set_index("scan_id")

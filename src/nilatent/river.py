@@ -23,7 +23,7 @@ from nilatent.finding import Finding, not_run, read_finding, write_finding
 from nilatent.latents import write_latents
 from nilatent.models import ModelConfig
 from nilatent.parts import split
-from nilatent.pools import Pools
+from nilatent.pools import Pools, read_split
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
@@ -202,11 +202,7 @@ class River:
             return [path]
 
         self._stage("split", self.out / "split.provenance.json", settings=settings, needs=["prepared"], fill=fill)
-        return self._read_parts()
-
-    def _read_parts(self) -> pd.DataFrame:
-        kinds = {"scan_id": str, "subject_id": str, "part": str, "fold": int}
-        return pd.read_csv(self.out / "split.tsv", sep="\t", dtype=kinds).set_index("scan_id")
+        return read_split(self.out)
 
     def preparation(self, prepared: Cohort) -> dict[str, Any]:
         """How the scans were made, as far as a model and the scans it is used on must agree."""
@@ -246,7 +242,7 @@ class River:
     def join(self) -> tuple[int, pd.DataFrame]:
         """Train beside the first process, which writes; gives the number of scans and those left out."""
         prepared, volumes = load_cohort(self.out / "prepared"), open_volumes(self.out / "volumes")
-        parts = self._read_parts()
+        parts = read_split(self.out)
         records = {"prepared": "prepared/", "volumes": "volumes/", "split": "split."}
         inputs = {name: content_hash(self.out / f"{place}provenance.json") for name, place in records.items()}
         model_config, settings, beside = self._training(prepared, parts)
