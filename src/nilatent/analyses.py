@@ -1,8 +1,7 @@
 """What a run folder is asked: every analysis with its settings and the pools it rests on."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,9 @@ from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
 from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
 from nilatent.analysis.reconstruction import reconstruction
+from nilatent.asked import Asked
+from nilatent.drawn import QUESTIONS as DRAWN_QUESTIONS
+from nilatent.drawn import drawn
 from nilatent.encode import reconstructions
 from nilatent.errors import GridError, ScanError
 from nilatent.feature_sets import described, feature_sets
@@ -57,33 +59,11 @@ QUESTIONS = {
     HARMONISE: HARMONISE_QUESTION,
     NORMATIVE: NORMATIVE_QUESTION,
     LEAKS: LEAKS_QUESTION,
-}
+} | DRAWN_QUESTIONS
 
 
 MIN_PREDICTED = 20
 """Scans that a model has not seen, below which nothing is predicted."""
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """One analysis.
-
-    Parameters
-    ----------
-    analyse : Callable
-        Gives the finding.
-    settings : object
-        What it depends on beside the pools.
-    needs : Sequence[str]
-        Stages it rests on.
-    beside : Callable
-        What else it leaves in its folder, from the finding and the folder; gives the files.
-    """
-
-    analyse: Callable[[], Finding]
-    settings: object
-    needs: Sequence[str]
-    beside: Callable[[Finding, Path], list[Path]] = lambda _finding, _folder: []
 
 
 def analyses(pools: Pools) -> dict[str, Asked]:
@@ -119,7 +99,7 @@ def analyses(pools: Pools) -> dict[str, Asked]:
             study | {"leaks": config.leaks, "targets": config.prediction.targets},
             [*common, *crossfit],
         ),
-    }
+    } | drawn(pools, crossfit)
 
 
 def _reconstruction(pools: Pools) -> Finding:

@@ -13,13 +13,16 @@ from typing import Any
 import tomli_w
 
 from nilatent.analysis.agnostic import AgnosticConfig
+from nilatent.analysis.counterfactual import CounterfactualConfig
 from nilatent.analysis.error_profile import ErrorProfileConfig
+from nilatent.analysis.fidelity import FidelityConfig
 from nilatent.analysis.harmonise import HarmoniseConfig
 from nilatent.analysis.leaks import LeaksConfig
 from nilatent.analysis.lrcp import LrcpConfig
 from nilatent.analysis.normative import NormativeConfig
 from nilatent.analysis.prediction_config import PredictionConfig
 from nilatent.analysis.projections import ProjectionsConfig
+from nilatent.analysis.sensitivity import SensitivityConfig
 from nilatent.errors import SettingError
 from nilatent.models import ModelConfig
 from nilatent.parts import SplitConfig
@@ -70,7 +73,8 @@ MAX_AUTO_LATENT = 32
 SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what analyses take from the study.
 SEEDED = (
-    "split", "training", "lrcp", "error_profile", "agnostic", "prediction", "harmonise", "leaks", "search",
+    "split", "training", "lrcp", "error_profile", "agnostic", "prediction", "harmonise", "leaks", "search", "sensitivity",
+    "counterfactual", "fidelity",
 )  # fmt: skip
 ASKED = {
     "lrcp": ("group", "contrast", "covariates", "site"),
@@ -80,6 +84,9 @@ ASKED = {
     "harmonise": ("covariates", "site"),
     "normative": ("group", "covariates", "site"),
     "leaks": ("group", "covariates", "site"),
+    "sensitivity": ("group", "contrast", "covariates", "site"),
+    "counterfactual": ("group", "contrast", "covariates", "site"),
+    "fidelity": ("group", "contrast"),
 }
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
@@ -169,6 +176,9 @@ class RunConfig:
     harmonise: HarmoniseConfig = field(default_factory=HarmoniseConfig)
     normative: NormativeConfig = field(default_factory=NormativeConfig)
     leaks: LeaksConfig = field(default_factory=LeaksConfig)
+    sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
+    counterfactual: CounterfactualConfig = field(default_factory=CounterfactualConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from nilatent.analyses import QUESTIONS, Asked, analyses
+from nilatent.analyses import QUESTIONS, analyses
 from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.regional import regional, write_regions
+from nilatent.asked import Asked
 from nilatent.atlas import Atlas, RegionWeights, load_atlas, region_weights
 from nilatent.cohort import Cohort, exclude, load_cohort, read_cohort, write_cohort, write_excluded
 from nilatent.config import RunConfig, sized, write_config
 from nilatent.crossfit import fit_fold, fold_parts
+from nilatent.drawn import LRCP, done
 from nilatent.encode import encode
 from nilatent.errors import CohortError, SettingError
 from nilatent.finding import Finding, not_run, read_finding, write_finding
@@ -82,6 +84,8 @@ class River:
         if not sources:
             known = load_cohort(self.out / "cohort")
             check_study(known, self.config)
+            if not (self.out / "study.toml").is_file():
+                write_config(self.config, self.out / "study.toml")
             self.hashes["cohort"] = known.content_hash
             return known
         found = read_cohort(sources, suffix=study.image, column_aliases=study.columns)
@@ -320,6 +324,9 @@ class River:
         # T1 intensities have a wider mask than grey matter, so their regions are weighed anew.
         of_mask = weights if self.config.recipe.target == "gm" else self._weights(volumes)
         pools = Pools(self.out, self.config, prepared, volumes, parts, weights, of_mask)
+        if only and LRCP not in only:
+            # What is joined to it takes it as an earlier call left it.
+            self.hashes[LRCP] = done(self.out, LRCP)
         for name, asked in analyses(pools).items():
             if not only or name in only:
                 self._finding(name, asked)

@@ -4,10 +4,12 @@ import sys
 
 import typer
 
+from nilatent.cli.generate import generate_app
 from nilatent.cli.model import encode, predict, search, train
 from nilatent.cli.options import BAD_USAGE
 from nilatent.cli.scans import native, prepare, simulate
 from nilatent.cli.study import analyse, demo, doctor, report, run
+from nilatent.cli.travel import counterfactual, interpolate, traverse
 from nilatent.errors import NilatentError
 
 app = typer.Typer(
@@ -18,6 +20,9 @@ app = typer.Typer(
 )
 for command in (run, demo, simulate, prepare, native, train, search, encode, predict, analyse, report, doctor):
     app.command()(command)
+for way in (traverse, interpolate, counterfactual):
+    generate_app.command()(way)
+app.add_typer(generate_app, name="generate")
 
 
 def main() -> None:

@@ -115,7 +115,8 @@ def analyse(
 ) -> None:
     """Run analyses of a run folder.
 
-    There are reconstruction, projections, lrcp, error_profile, agnostic, prediction, harmonise, normative and leaks.
+    There are reconstruction, projections, lrcp, error_profile, agnostic, prediction, harmonise, normative, leaks, sensitivity,
+    counterfactual, fidelity and blur.
     """
     run_again(folder, until="findings", only=names)
     typer.echo(str(folder / "findings"))

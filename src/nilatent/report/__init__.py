@@ -15,8 +15,11 @@ import nilatent
 from nilatent.finding import Finding
 from nilatent.plots import (
     agnostic,
+    blur,
     brain,
+    counterfactual,
     error_profile,
+    fidelity,
     harmonise,
     leaks,
     lrcp,
@@ -24,10 +27,12 @@ from nilatent.plots import (
     prediction,
     projections,
     reconstruction,
+    sensitivity,
 )
 from nilatent.plots import search as search_plot
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, study
+from nilatent.report.slider import Slider, direction_sliders
 from nilatent.report.subjects import build_subjects
 from nilatent.volumes import Grid, template
 
@@ -57,6 +62,8 @@ class FindingSection:
         Maps that are drawn on the template, to the label of the colour bar and its limits.
     scatter
         Values of an interactive scatter, from the finding and the table of scans; None for none.
+    sliders
+        Sliders through drawn pictures, from the finding; None for none.
     """
 
     title: str
@@ -67,6 +74,7 @@ class FindingSection:
     more: Mapping[str, Drawing] = field(default_factory=dict)
     maps: Mapping[str, tuple[str, tuple[float, float] | None]] = field(default_factory=dict)
     scatter: Callable[[Finding, pd.DataFrame], dict[str, Any]] | None = None
+    sliders: Callable[[Finding], tuple[Slider, ...]] | None = None
 
 
 SECTIONS: tuple[FindingSection, ...] = (
@@ -150,6 +158,39 @@ SECTIONS: tuple[FindingSection, ...] = (
         "How far each brain lies from what is expected of its age, sex and site; every subject has a page in subjects/.",
         normative.COLUMN_NAMES,
         maps=normative.MAPS,
+    ),
+    FindingSection(
+        "Directions in the latent space",
+        "sensitivity",
+        sensitivity.draw,
+        "What changes in a brain when its latents move: with age, from group to group, along single latents.",
+        sensitivity.COLUMN_NAMES,
+        more={"sensitivity-strips": sensitivity.draw_strips},
+        maps=sensitivity.MAPS,
+        sliders=direction_sliders,
+    ),
+    FindingSection(
+        "Counterfactuals",
+        "counterfactual",
+        counterfactual.draw,
+        "What the model expects of unseen brains ten years older or as another group, and whether other brains agree.",
+        counterfactual.COLUMN_NAMES,
+        more={"counterfactual-example": counterfactual.draw_example},
+    ),
+    FindingSection(
+        "Synthetic brains",
+        "fidelity",
+        fidelity.draw,
+        "Whether brains drawn from the latent space look like held-out brains, are copies of training scans, or are of use.",
+        fidelity.COLUMN_NAMES,
+        more={"fidelity-strip": fidelity.draw_strip},
+    ),
+    FindingSection(
+        "Why is it blurry",
+        "blur",
+        blur.draw,
+        "How much of the detail of a scan is drawn, whether it is the right detail, and what takes the rest.",
+        blur.COLUMN_NAMES,
     ),
     FindingSection(
         "Leak audit",
@@ -270,6 +311,7 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
         caveats=found.caveats,
         files=(f"findings/{found.name}/table.tsv", *(f"findings/{found.name}/{name}.nii.gz" for name in found.maps)),
         scatter=spec.scatter(found, _scatter_columns(run)) if spec.scatter is not None else None,
+        sliders=spec.sliders(found) if spec.sliders is not None else (),
     )
 
 

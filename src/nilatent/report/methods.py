@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nilatent.report import model_words, people_words, search
+from nilatent.report import drawn_words, model_words, people_words, search
 from nilatent.report.page import Reference, number_text
 from nilatent.report.references import REFERENCES as WORKS
 from nilatent.report.study import Run, count
@@ -28,6 +28,10 @@ def paragraphs(run: Run) -> tuple[str, ...]:
         people_words.prediction,
         people_words.harmonise,
         people_words.normative,
+        drawn_words.sensitivity,
+        drawn_words.counterfactual,
+        drawn_words.fidelity,
+        drawn_words.blur,
         _software,
     )
     return tuple(text for stage in stages if (text := stage(run)))

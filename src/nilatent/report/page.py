@@ -1,7 +1,7 @@
 """What the page is made of: pictures, sheets and sections as plain values, and the one function that makes HTML of them.
 
 Every text from data goes through Jinja's autoescape; scripts and styles are our own files. A content security policy
-allows those two scripts by their hash and no connection at all, so that nothing in the data can run or phone home.
+allows those scripts by their hash and no connection at all, so that nothing in the data can run or phone home.
 """
 
 import base64
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,6 +19,9 @@ from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
 from nilatent.plots import style
+
+if TYPE_CHECKING:
+    from nilatent.report.slider import Slider
 
 PIXELS_PER_INCH = 96
 MISSING = "–"
@@ -108,6 +111,7 @@ class Section:
     caveats: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     scatter: Mapping[str, Any] | None = None
+    sliders: tuple["Slider", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,8 @@ def _asset(name: str) -> str:
     return resources.files("nilatent").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def policy(scripts: Sequence[str]) -> str:
+    """The content security policy of a page that runs these scripts and nothing else."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
     )
@@ -241,16 +246,18 @@ def render(page: Page) -> str:
     script = _asset("report.js")
     # Browsers hash a script after turning every line end into a line feed.
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
-    scripts = [plotly, script] if any(section.scatter for section in page.sections) else [script]
+    plotly = plotly if any(section.scatter for section in page.sections) else ""
+    sliding = _asset("slider.js") if any(section.sliders for section in page.sections) else ""
     html: str = (
         environment()
         .get_template("report.html.j2")
         .render(
             page=page,
-            css=Markup(_asset("report.css")),
-            plotly=Markup(plotly) if len(scripts) == 2 else "",
+            css=Markup(_asset("report.css") + (_asset("slider.css") if sliding else "")),
+            plotly=Markup(plotly),
+            sliding=Markup(sliding),
             script=Markup(script),
-            policy=_policy(scripts),
+            policy=policy([one for one in (plotly, script, sliding) if one]),
         )
     )
     return html

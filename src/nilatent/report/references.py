@@ -35,6 +35,30 @@ REFERENCES: dict[str, Reference] = {
         "Economic Statistics 1983;1:292-298.",
         "10.1080/07350015.1983.10509354",
     ),
+    "haufe": Reference(
+        "Haufe S, et al. On the interpretation of weight vectors of linear models in multivariate neuroimaging. NeuroImage "
+        "2014;87:96-110.",
+        "10.1016/j.neuroimage.2013.10.067",
+    ),
+    "expost": Reference(
+        "Ghosh P, et al. From variational to deterministic autoencoders. ICLR 2020.", "10.48550/arXiv.1903.12436"
+    ),
+    "mmd": Reference(
+        "Gretton A, et al. A kernel method for the two-sample problem. 2008 (Journal of Machine Learning Research "
+        "2012;13:723-773).",
+        "10.48550/arXiv.0805.2368",
+    ),
+    "kid": Reference(
+        "Binkowski M, Sutherland DJ, Arbel M, Gretton A. Demystifying MMD GANs. ICLR 2018.", "10.48550/arXiv.1801.01401"
+    ),
+    "coverage": Reference(
+        "Naeem MF, et al. Reliable fidelity and diversity metrics for generative models. ICML 2020.",
+        "10.48550/arXiv.2002.09797",
+    ),
+    "copying": Reference(
+        "Meehan C, Chaudhuri K, Dasgupta S. A non-parametric test to detect data-copying in generative models. AISTATS 2020.",
+        "10.48550/arXiv.2004.05675",
+    ),
     "mattes": Reference(
         "Mattes D, et al. PET-CT image registration in the chest using free-form deformations. IEEE Transactions on "
         "Medical Imaging 2003;22:120-128.",
