@@ -14,6 +14,9 @@ from nilatent.analysis.agnostic import QUESTION as AGNOSTIC_QUESTION
 from nilatent.analysis.agnostic import agnostic
 from nilatent.analysis.error_profile import QUESTION as ERROR_PROFILE_QUESTION
 from nilatent.analysis.error_profile import error_profile
+from nilatent.analysis.fusion import NAME as FUSION
+from nilatent.analysis.fusion import QUESTION as FUSION_QUESTION
+from nilatent.analysis.fusion import fusion
 from nilatent.analysis.harmonise import NAME as HARMONISE
 from nilatent.analysis.harmonise import QUESTION as HARMONISE_QUESTION
 from nilatent.analysis.harmonise import Measures, harmonise
@@ -28,7 +31,7 @@ from nilatent.analysis.normative import deviation_maps, normative
 from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.prediction import QUESTION as PREDICTION_QUESTION
 from nilatent.analysis.prediction import prediction
-from nilatent.analysis.prediction_sets import LATENTS, REGIONS, latent_set, region_set
+from nilatent.analysis.prediction_sets import LATENTS, REGIONS, covariate_set, latent_set, region_set, volume_set
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
 from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION
@@ -59,6 +62,7 @@ QUESTIONS = {
     HARMONISE: HARMONISE_QUESTION,
     NORMATIVE: NORMATIVE_QUESTION,
     LEAKS: LEAKS_QUESTION,
+    FUSION: FUSION_QUESTION,
 } | DRAWN_QUESTIONS
 
 
@@ -99,6 +103,7 @@ def analyses(pools: Pools) -> dict[str, Asked]:
             study | {"leaks": config.leaks, "targets": config.prediction.targets},
             [*common, *crossfit],
         ),
+        FUSION: Asked(lambda: _fusion(pools), study | {"fusion": config.fusion}, [*common, *(crossfit or ["model"])]),
     } | drawn(pools, crossfit)
 
 
@@ -196,6 +201,22 @@ def _prediction(pools: Pools) -> Finding:
         return found
     note = f"Judged on the {len(scans)} scans that the study's one model has not seen; with --folds, on all of them."
     return replace(found, caveats=(note, *found.caveats))
+
+
+def _fusion(pools: Pools) -> Finding:
+    tables = pools.config.fusion.tables
+    if _shaped(pools) or not tables:
+        reason = _shaped(pools) or "no other kind of measurement is named; name columns as fusion.tables to ask this"
+        return not_run(FUSION, FUSION_QUESTION, reason)
+    latents, scans, folds = described(pools)
+    if len(latents) < 2 or len(scans) < MIN_PREDICTED:
+        return not_run(
+            FUSION, FUSION_QUESTION, f"fewer than {MIN_PREDICTED} scans that the model has not seen; use --folds 5"
+        )
+    volumes = volume_set(scans)
+    sets = [latent_set(latents, scans), *([volumes] if volumes is not None else [])]
+    sets += [replace(covariate_set(scans, columns), name=name, baseline=False) for name, columns in tables.items()]
+    return fusion(sets, None, scans, folds, pools.config.fusion, label="fusion")
 
 
 def _harmonise(pools: Pools) -> Finding:

@@ -16,8 +16,10 @@ from nilatent.analysis.agnostic import AgnosticConfig
 from nilatent.analysis.counterfactual import CounterfactualConfig
 from nilatent.analysis.error_profile import ErrorProfileConfig
 from nilatent.analysis.fidelity import FidelityConfig
+from nilatent.analysis.fusion_config import FusionConfig
 from nilatent.analysis.harmonise import HarmoniseConfig
 from nilatent.analysis.leaks import LeaksConfig
+from nilatent.analysis.longitudinal import LongitudinalConfig
 from nilatent.analysis.lrcp import LrcpConfig
 from nilatent.analysis.normative import NormativeConfig
 from nilatent.analysis.prediction_config import PredictionConfig
@@ -74,7 +76,7 @@ SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what analyses take from the study.
 SEEDED = (
     "split", "training", "lrcp", "error_profile", "agnostic", "prediction", "harmonise", "leaks", "search", "sensitivity",
-    "counterfactual", "fidelity",
+    "counterfactual", "fidelity", "fusion",
 )  # fmt: skip
 ASKED = {
     "lrcp": ("group", "contrast", "covariates", "site"),
@@ -87,6 +89,8 @@ ASKED = {
     "sensitivity": ("group", "contrast", "covariates", "site"),
     "counterfactual": ("group", "contrast", "covariates", "site"),
     "fidelity": ("group", "contrast"),
+    "longitudinal": ("group", "contrast", "covariates", "site"),
+    "fusion": ("group", "contrast"),
 }
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
@@ -179,6 +183,8 @@ class RunConfig:
     sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
     counterfactual: CounterfactualConfig = field(default_factory=CounterfactualConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    longitudinal: LongitudinalConfig = field(default_factory=LongitudinalConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
 

@@ -15,6 +15,9 @@ from nilatent.analysis.counterfactual import counterfactual
 from nilatent.analysis.fidelity import NAME as FIDELITY
 from nilatent.analysis.fidelity import QUESTION as FIDELITY_QUESTION
 from nilatent.analysis.fidelity import fidelity
+from nilatent.analysis.longitudinal import NAME as LONGITUDINAL
+from nilatent.analysis.longitudinal import QUESTION as LONGITUDINAL_QUESTION
+from nilatent.analysis.longitudinal import longitudinal
 from nilatent.analysis.regional import regional
 from nilatent.analysis.sensitivity import NAME as SENSITIVITY
 from nilatent.analysis.sensitivity import QUESTION as SENSITIVITY_QUESTION
@@ -25,12 +28,14 @@ from nilatent.models.features import image_features
 from nilatent.pools import Pools
 from nilatent.provenance import content_hash
 from nilatent.spaces import fold_spaces, study_space
+from nilatent.volumes import gm_mask
 
 QUESTIONS = {
     SENSITIVITY: SENSITIVITY_QUESTION,
     COUNTERFACTUAL: COUNTERFACTUAL_QUESTION,
     FIDELITY: FIDELITY_QUESTION,
     BLUR: BLUR_QUESTION,
+    LONGITUDINAL: LONGITUDINAL_QUESTION,
 }
 LRCP = "lrcp"
 
@@ -52,6 +57,9 @@ def drawn(pools: Pools, crossfit: Sequence[str]) -> dict[str, Asked]:
         COUNTERFACTUAL: Asked(lambda: _counterfactual(pools), {"counterfactual": config.counterfactual}, needs),
         FIDELITY: Asked(lambda: _fidelity(pools), {"fidelity": config.fidelity}, needs),
         BLUR: Asked(lambda: _blur(pools), {"fwhm_mm": config.recipe.fwhm_mm, "seed": config.seed}, needs),
+        LONGITUDINAL: Asked(
+            lambda: _longitudinal(pools), {"longitudinal": config.longitudinal, "seed": config.seed}, needs
+        ),
     }
 
 
@@ -102,6 +110,25 @@ def _fidelity(pools: Pools) -> Finding:
 def _blur(pools: Pools) -> Finding:
     scans, fwhm_mm = pools.prepared.scans, pools.config.recipe.fwhm_mm
     return blur(fold_spaces(pools), pools.volumes, scans, fwhm_mm=fwhm_mm, seed=pools.config.seed, label="blur")
+
+
+def _longitudinal(pools: Pools) -> Finding:
+    scans, volumes, grid = pools.prepared.scans, pools.volumes, pools.volumes.grid
+    # Decoders draw what they were trained on: beside regions of grey matter only grey matter may stand.
+    spaces = fold_spaces(pools) if pools.config.recipe.target == "gm" and scans["subject_id"].duplicated().any() else []
+    return longitudinal(
+        spaces,
+        pools.regions.loc[scans.index],
+        scans,
+        pools.weights,
+        grid,
+        gm_mask(grid),
+        pools.config.longitudinal,
+        study=study_space(pools) if spaces and not _shaped(pools) else None,
+        masked=lambda names: volumes.masked(volumes.rows(list(names))),
+        seed=pools.config.seed,
+        label="longitudinal",
+    )
 
 
 def _head_size(pools: Pools) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
     model = config.model
     asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
     asked |= {"model.align": model.align} | {f"model.condition {name}": name for name in model.condition}
+    fused = config.fusion.tables.items()
+    asked |= {f"fusion.tables.{table} {name}": name for table, columns in fused for name in columns}
     for flag, name in asked.items():
         if name and name not in cohort.scans:
             raise SettingError(f"{flag}: there is no column '{name}'.{nearest(name, list(map(str, cohort.scans)))}")

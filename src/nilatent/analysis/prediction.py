@@ -25,7 +25,7 @@ from nilatent.analysis.prediction_heads import FitPredict
 from nilatent.analysis.prediction_measures import main_measure, measure, subject_weights
 from nilatent.analysis.prediction_sets import FeatureSet, check_sets
 from nilatent.analysis.prediction_table import Row, arrays_of, calibrations_of, table_of
-from nilatent.analysis.prediction_targets import Target, check_named, make_target, make_targets
+from nilatent.analysis.prediction_targets import Target, check_named, known_by, make_target, make_targets
 from nilatent.analysis.prediction_words import answer, caveats
 from nilatent.errors import SettingError
 from nilatent.finding import Finding, not_run
@@ -38,8 +38,6 @@ QUESTION = (
     "What can be told of people from the latent description of their scans, and is it more than simpler numbers tell?"
 )
 # A feature that says this much of what is predicted is the target under another name.
-IS_THE_TARGET = 1 - 1e-9
-FLAT = 1e-9
 # The preparation renames what the source says of the head's volume where it has a column of that name itself.
 HEAD_SIZE_COLUMNS = (("head_size_factor", "tiv_ml", "source_tiv_ml"), ("gm_ml", "total_gm", "total"))
 
@@ -203,7 +201,7 @@ def _jobs(
     jobs = []
     for target, of_site in asked:
         for features in sets:
-            known = _hidden(features, target)
+            known = known_by(features, target)
             if known:
                 refused[f"{target.name} from {features.name}"] = known
                 continue
@@ -211,27 +209,6 @@ def _jobs(
             for adjusted in (False, True) if both else (False,):
                 jobs.append(_Job(target, features, adjusted, of_site))
     return jobs
-
-
-def _hidden(features: FeatureSet, target: Target) -> str:
-    """Why a set must not predict a target: one of its features is the target under another name. Empty when none is."""
-    y = target.y.astype(np.float64)
-    shown = y[:, None] if target.kind == "continuous" else (y[:, None] == np.arange(len(target.levels))).astype(float)
-    axes = np.linalg.qr(
-        np.column_stack([np.ones(len(y)), shown - shown.mean(axis=0)])[:, : max(len(target.levels), 2)]
-    )[0]
-    for values in features.by_fold:
-        x = values[target.rows]
-        middle = x.mean(axis=0)
-        # What is left of a constant is rounding, and says nothing.
-        x = np.where(x.std(axis=0) > FLAT * (1e-3 + np.abs(middle)), x - middle, 0.0)
-        total = np.square(x).sum(axis=0)
-        share = np.square(axes.T @ x).sum(axis=0) / np.where(total > 0, total, np.inf)
-        for position in np.flatnonzero(share > IS_THE_TARGET):
-            name = features.columns[position] if features.columns else f"number {position}"
-            if name != target.column:
-                return f"its feature {name} is the target under another name"
-    return ""
 
 
 def _judged(

@@ -9,10 +9,14 @@ import pandas as pd
 from nilatent.analysis.contrast import MIN_SUBJECTS, REFERENCE_WORDS, NotComparableError, contrasts_of, level_words
 from nilatent.analysis.prediction_config import PredictionConfig
 from nilatent.analysis.prediction_inner import Kind
+from nilatent.analysis.prediction_sets import FeatureSet
 from nilatent.errors import SettingError
 
 # Numbers with more values than this are numbers; with fewer they are taken for codes of classes.
 MOST_CODES = 10
+
+IS_THE_TARGET = 1 - 1e-9
+FLAT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,3 +203,24 @@ def _check(target: Target, subjects: np.ndarray, folds: np.ndarray, *, n_folds: 
                     f"fewer than two subjects that are '{level}' in '{target.name}' are left to learn from when fold {fold} is "
                     "held out; draw the folds stratified by it"
                 )
+
+
+def known_by(features: FeatureSet, target: Target) -> str:
+    """Why a set must not predict a target: one of its features is the target under another name. Empty when none is."""
+    y = target.y.astype(np.float64)
+    shown = y[:, None] if target.kind == "continuous" else (y[:, None] == np.arange(len(target.levels))).astype(float)
+    axes = np.linalg.qr(
+        np.column_stack([np.ones(len(y)), shown - shown.mean(axis=0)])[:, : max(len(target.levels), 2)]
+    )[0]
+    for values in features.by_fold:
+        x = values[target.rows]
+        middle = x.mean(axis=0)
+        # What is left of a constant is rounding, and says nothing.
+        x = np.where(x.std(axis=0) > FLAT * (1e-3 + np.abs(middle)), x - middle, 0.0)
+        total = np.square(x).sum(axis=0)
+        share = np.square(axes.T @ x).sum(axis=0) / np.where(total > 0, total, np.inf)
+        for position in np.flatnonzero(share > IS_THE_TARGET):
+            name = features.columns[position] if features.columns else f"number {position}"
+            if name != target.column:
+                return f"its feature {name} is the target under another name"
+    return ""

@@ -116,7 +116,7 @@ def analyse(
     """Run analyses of a run folder.
 
     There are reconstruction, projections, lrcp, error_profile, agnostic, prediction, harmonise, normative, leaks, sensitivity,
-    counterfactual, fidelity and blur.
+    counterfactual, fidelity, blur, longitudinal and fusion.
     """
     run_again(folder, until="findings", only=names)
     typer.echo(str(folder / "findings"))
