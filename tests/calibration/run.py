@@ -25,21 +25,21 @@ STAMP = ("numpy", "scipy", "scikit-learn", "torch")
 
 
 def code_hash(files: Iterable[Path]) -> str:
-    """Twelve digits that change with what the files do, and not with their comments, docstrings or layout."""
-    digest = hashlib.sha256()
-    for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                node.body = body[1:]
-        digest.update(f"{path.name} {ast.dump(tree)}".encode())
-    return digest.hexdigest()[:12]
+    """Twelve digits that change with what the files do, and not with their comments, docstrings, layout, names or places."""
+    return hashlib.sha256(" ".join(sorted(map(_hash_of_one, files))).encode()).hexdigest()[:12]
+
+
+def _hash_of_one(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body = body[1:]
+        # An import says where something lies, and not what it does.
+        node.body = [one for one in body if not isinstance(one, ast.Import | ast.ImportFrom)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def read_rows(folder: Path, study: str) -> pd.DataFrame:

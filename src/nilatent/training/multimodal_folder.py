@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nilatent.grid import Grid
-from nilatent.models.multimodal import ImagePart, LinearPart, MultimodalVae
+from nilatent.models.multimodal import ImagePart, LinearPart, MultimodalVae, TablePart
 from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
 from nilatent.training.conditions import Column, Conditions
 from nilatent.training.multimodal_config import MultimodalConfig
