@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import ndimage
 
 from nilatent.analysis.blur import blur
-from nilatent.analysis.blur_bands import SD_OF_FWHM
+from nilatent.analysis.blur.bands import SD_OF_FWHM
 from nilatent.cohort import Cohort
 from nilatent.encode import encode
 from nilatent.models import ModelConfig

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.targets import Target
 from nilatent.crossfit import errors_of
 from nilatent.encode import encode
 from nilatent.errors import LeakageError, SettingError

@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 
-from nilatent.analysis.prediction_heads import fit_linear
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.heads import fit_linear
+from nilatent.analysis.prediction.targets import Target
 from nilatent.finding import not_run
 from nilatent.head import FILES, Head, HeadError, named_head, read_head, write_head
 from nilatent.head_fit import fit_head, held_out_of

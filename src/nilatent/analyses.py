@@ -31,7 +31,7 @@ from nilatent.analysis.normative import deviation_maps, normative
 from nilatent.analysis.prediction import NAME as PREDICTION
 from nilatent.analysis.prediction import QUESTION as PREDICTION_QUESTION
 from nilatent.analysis.prediction import prediction
-from nilatent.analysis.prediction_sets import LATENTS, REGIONS, covariate_set, latent_set, region_set, volume_set
+from nilatent.analysis.prediction.sets import LATENTS, REGIONS, covariate_set, latent_set, region_set, volume_set
 from nilatent.analysis.projections import QUESTION as PROJECTIONS_QUESTION
 from nilatent.analysis.projections import projections
 from nilatent.analysis.reconstruction import QUESTION as RECONSTRUCTION_QUESTION

@@ -16,13 +16,13 @@ from nilatent.analysis.agnostic import AgnosticConfig
 from nilatent.analysis.counterfactual import CounterfactualConfig
 from nilatent.analysis.error_profile import ErrorProfileConfig
 from nilatent.analysis.fidelity import FidelityConfig
-from nilatent.analysis.fusion_config import FusionConfig
+from nilatent.analysis.fusion.config import FusionConfig
 from nilatent.analysis.harmonise import HarmoniseConfig
 from nilatent.analysis.leaks import LeaksConfig
 from nilatent.analysis.longitudinal import LongitudinalConfig
 from nilatent.analysis.lrcp import LrcpConfig
 from nilatent.analysis.normative import NormativeConfig
-from nilatent.analysis.prediction_config import PredictionConfig
+from nilatent.analysis.prediction.config import PredictionConfig
 from nilatent.analysis.projections import ProjectionsConfig
 from nilatent.analysis.sensitivity import SensitivityConfig
 from nilatent.errors import SettingError

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nilatent.analysis.prediction_sets import FeatureSet, covariate_set, latent_set, region_set, volume_set
+from nilatent.analysis.prediction.sets import FeatureSet, covariate_set, latent_set, region_set, volume_set
 from nilatent.latents import is_grid
 from nilatent.parts import draw_folds
 from nilatent.pools import Pools

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nilatent.analysis.prediction_heads import LinearHead
+from nilatent.analysis.prediction.heads import LinearHead
 from nilatent.errors import NilatentError
 from nilatent.models.heads import ResidualHead
 from nilatent.provenance import atomic, hash_file, hash_values, plain, read_json, write_json

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nilatent.analysis.prediction_heads import LinearHead, fit_linear
-from nilatent.analysis.prediction_table import AS_IT_IS
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.heads import LinearHead, fit_linear
+from nilatent.analysis.prediction.table import AS_IT_IS
+from nilatent.analysis.prediction.targets import Target
 from nilatent.finding import Finding
 from nilatent.head import Head, HeadError, Reference
 from nilatent.provenance import hash_values, versions

@@ -17,8 +17,8 @@ from nilatent.grid import GM_PRIOR_IN_MASK, Grid, template
 from nilatent.latents import make_latents
 from nilatent.models.multimodal import ImagePart
 from nilatent.provenance import hash_values
-from nilatent.training.multimodal_data import Joined, Modality, join
-from nilatent.training.multimodal_folder import TrainedMultimodal, subjects_seen
+from nilatent.training.multimodal.data import Joined, Modality, join
+from nilatent.training.multimodal.folder import TrainedMultimodal, subjects_seen
 from nilatent.training.validation import Rows, exact
 from nilatent.volumes import Volumes, pack
 
@@ -38,7 +38,7 @@ def encode_jointly(
     Parameters
     ----------
     model : TrainedMultimodal
-        From :func:`nilatent.training.multimodal_folder.load_multimodal`.
+        From :func:`nilatent.training.multimodal.folder.load_multimodal`.
     modalities : Mapping[str, Volumes or DataFrame]
         By the names that the model knows; any may be absent, and any scan may lack any.
     parts : DataFrame
@@ -63,7 +63,7 @@ def encode_jointly(
 
     Examples
     --------
-    >>> from nilatent.training.multimodal_folder import load_multimodal
+    >>> from nilatent.training.multimodal.folder import load_multimodal
     >>> latents = encode_jointly(load_multimodal(folder), {"wm": wm}, parts)  # doctest: +SKIP
     """
     joined = _joined(model, modalities, list(parts.index), use)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nilatent.analysis.prediction_sets import LATENTS
-from nilatent.analysis.prediction_targets import make_targets
+from nilatent.analysis.prediction.sets import LATENTS
+from nilatent.analysis.prediction.targets import make_targets
 from nilatent.feature_sets import GRID
 from nilatent.finding import Finding
 from nilatent.head import write_head

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis import agnostic_words, bounds, discriminability, held_out, sar, stats
+from nilatent.analysis import bounds, discriminability, held_out, sar, stats
 from nilatent.analysis.agnostic import COLUMNS, AgnosticConfig, agnostic
+from nilatent.analysis.agnostic import words as agnostic_words
 from nilatent.errors import CohortError, SettingError
 from nilatent.finding import read_finding, write_finding
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from nilatent.analysis import blur as shell
 from nilatent.analysis.blur import blur
-from nilatent.analysis.blur_bands import SD_OF_FWHM, Bands
+from nilatent.analysis.blur.bands import SD_OF_FWHM, Bands
 from nilatent.analysis.density import fit_density
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import CohortError, SettingError
@@ -78,7 +78,7 @@ class World:
 @pytest.fixture(autouse=True)
 def one_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a mixture is chosen is tested where that is done, and takes seconds."""
-    monkeypatch.setattr("nilatent.analysis.blur_pictures.fit_density", partial(fit_density, kind="gaussian"))
+    monkeypatch.setattr("nilatent.analysis.blur.pictures.fit_density", partial(fit_density, kind="gaussian"))
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from scipy import sparse
 
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.counterfactual import TOTAL, CounterfactualConfig, agreement, counterfactual, shift, slopes_of
-from nilatent.analysis.counterfactual_change import Change, changes_of, held_columns
-from nilatent.analysis.counterfactual_decoded import DOSES, Decoded, decode, jacobian, readout_matrix, true_readouts
-from nilatent.analysis.counterfactual_judged import Fold, Resampled, crossed, resampled
-from nilatent.analysis.counterfactual_slopes import pattern, people_of
+from nilatent.analysis.counterfactual.change import Change, changes_of, held_columns
+from nilatent.analysis.counterfactual.decoded import DOSES, Decoded, decode, jacobian, readout_matrix, true_readouts
+from nilatent.analysis.counterfactual.judged import Fold, Resampled, crossed, resampled
+from nilatent.analysis.counterfactual.slopes import pattern, people_of
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.stats import permutations
 from nilatent.atlas import RegionWeights

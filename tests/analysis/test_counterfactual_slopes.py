@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from nilatent.analysis.contrast import NotComparableError
-from nilatent.analysis.counterfactual_slopes import (
+from nilatent.analysis.counterfactual.slopes import (
     agreement,
     pattern,
     people_of,

@@ -7,7 +7,7 @@ from nilatent.analysis import discriminability as disc
 from nilatent.analysis import stats
 from nilatent.analysis.contrast import Comparison
 from nilatent.analysis.crossfit import CrossFit, cross_fit, crossfit_association
-from nilatent.analysis.lrcp_profile import LrcpConfig, profile
+from nilatent.analysis.lrcp.profile import LrcpConfig, profile
 from nilatent.errors import CohortError
 from nilatent.latents import make_latents
 

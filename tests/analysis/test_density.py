@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from nilatent.analysis.density import Density, DensityConfig, fit_density, prior_latents
-from nilatent.analysis.density_choice import Candidate, fit_mixture
+from nilatent.analysis.density.choice import Candidate, fit_mixture
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import LatentsError, SettingError
 from nilatent.latents import Frame

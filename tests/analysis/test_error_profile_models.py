@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from nilatent.analysis import error_profile_gain as gaining
-from nilatent.analysis import error_profile_models as models
 from nilatent.analysis import stats
-from nilatent.analysis.error_profile_models import Problem
+from nilatent.analysis.error_profile import gain as gaining
+from nilatent.analysis.error_profile import models as models
+from nilatent.analysis.error_profile.models import Problem
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from scipy.stats import friedmanchisquare
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import LinearRegression
 
-from nilatent.analysis import error_profile_shap as shap_values
 from nilatent.analysis import stats
-from nilatent.analysis.error_profile_classes import class_difference, groups_of, own_models
-from nilatent.analysis.error_profile_models import Problem, dealt_folds, left_over, parts_of, ridge_weights
+from nilatent.analysis.error_profile import shap as shap_values
+from nilatent.analysis.error_profile.classes import class_difference, groups_of, own_models
+from nilatent.analysis.error_profile.models import Problem, dealt_folds, left_over, parts_of, ridge_weights
 from nilatent.errors import NilatentError
 
 

@@ -8,7 +8,7 @@ from scipy.stats import beta, binom
 from sklearn.linear_model import LogisticRegression
 
 from nilatent.analysis.external import ExternalConfig, Foreign, Rule, Study, external
-from nilatent.analysis.external_measures import (
+from nilatent.analysis.external.measures import (
     auc_interval,
     class_measures,
     exact_share,
@@ -17,8 +17,8 @@ from nilatent.analysis.external_measures import (
     number_measures,
     probability_measures,
 )
-from nilatent.analysis.external_shift import Shift, error_ratio, mean_differences, mmd
-from nilatent.analysis.external_words import trust
+from nilatent.analysis.external.shift import Shift, error_ratio, mean_differences, mmd
+from nilatent.analysis.external.words import trust
 from nilatent.errors import SettingError
 
 RULE = Rule("patient:control", "group", "binary", ("control", "patient"), 0.5, {"AUC": 0.8})

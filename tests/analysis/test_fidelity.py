@@ -6,8 +6,8 @@ import pytest
 from scipy import sparse
 
 from nilatent.analysis.fidelity import COLUMNS, FidelityConfig, fidelity
-from nilatent.analysis.fidelity_draws import first_of, pca_space, reconstructed, sampled
-from nilatent.analysis.fidelity_regions import classifier_auc, in_proportion, regions_apart
+from nilatent.analysis.fidelity.draws import first_of, pca_space, reconstructed, sampled
+from nilatent.analysis.fidelity.regions import classifier_auc, in_proportion, regions_apart
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.atlas import RegionWeights
 from nilatent.errors import SettingError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from nilatent.analysis import fidelity_measures as measures
+from nilatent.analysis.fidelity import measures as measures
 
 
 def naive(real, other, kernel, *, paired=False):

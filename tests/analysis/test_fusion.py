@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from nilatent.analysis.fusion import FusionConfig, fusion
-from nilatent.analysis.fusion_ways import AVERAGE, EARLY, INSIDE, JOINT, PRESENT, PRESENT_SINGLE, SINGLE, STACKED
+from nilatent.analysis.fusion.ways import AVERAGE, EARLY, INSIDE, JOINT, PRESENT, PRESENT_SINGLE, SINGLE, STACKED
 from nilatent.analysis.prediction import PredictionConfig, prediction
-from nilatent.analysis.prediction_sets import FeatureSet
+from nilatent.analysis.prediction.sets import FeatureSet
 from nilatent.analysis.stats import fdr
 from nilatent.errors import LeakageError, SettingError
 from nilatent.finding import read_finding, write_finding

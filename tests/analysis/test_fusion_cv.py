@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nilatent.analysis.fusion_cv import blocks_of, say, side_by_side
-from nilatent.analysis.fusion_ways import alone, told_of
-from nilatent.analysis.prediction_cv import nested_cv, outer_parts
-from nilatent.analysis.prediction_sets import FeatureSet
-from nilatent.analysis.prediction_solver import make_design
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.fusion.cv import blocks_of, say, side_by_side
+from nilatent.analysis.fusion.ways import alone, told_of
+from nilatent.analysis.prediction.cv import nested_cv, outer_parts
+from nilatent.analysis.prediction.sets import FeatureSet
+from nilatent.analysis.prediction.solver import make_design
+from nilatent.analysis.prediction.targets import Target
 from nilatent.errors import SettingError
 
 N = 45

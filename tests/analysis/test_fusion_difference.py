@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from nilatent.analysis.fusion_difference import difference
-from nilatent.analysis.prediction_compare import compare, subject_swaps
-from nilatent.analysis.prediction_cv import Told
-from nilatent.analysis.prediction_measures import subject_weights
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.fusion.difference import difference
+from nilatent.analysis.prediction.compare import compare, subject_swaps
+from nilatent.analysis.prediction.cv import Told
+from nilatent.analysis.prediction.measures import subject_weights
+from nilatent.analysis.prediction.targets import Target
 
 N = 40
 

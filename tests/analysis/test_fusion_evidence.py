@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from nilatent.analysis.fusion_evidence import SURE, average, evidence, fit_stack, loss, scores_of
+from nilatent.analysis.fusion.evidence import SURE, average, evidence, fit_stack, loss, scores_of
 
 
 @pytest.mark.parametrize(("kind", "n_levels"), [("binary", 2), ("multi-class", 4), ("ordinal", 4)])

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nilatent.analysis import fusion_importance
-from nilatent.analysis.fusion_config import FusionConfig
-from nilatent.analysis.fusion_cv import blocks_of, say
-from nilatent.analysis.fusion_evidence import scores_of
-from nilatent.analysis.fusion_importance import CROSSED, LIKE, _averaged, _lost, alike, decision, importances
-from nilatent.analysis.prediction_sets import FeatureSet
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.fusion import importance as fusion_importance
+from nilatent.analysis.fusion.config import FusionConfig
+from nilatent.analysis.fusion.cv import blocks_of, say
+from nilatent.analysis.fusion.evidence import scores_of
+from nilatent.analysis.fusion.importance import CROSSED, LIKE, _averaged, _lost, alike, decision, importances
+from nilatent.analysis.prediction.sets import FeatureSet
+from nilatent.analysis.prediction.targets import Target
 
 FAST = FusionConfig(n_draws=199, n_bootstrap=200, n_inner=3)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis.fusion_modalities import joined_set
+from nilatent.analysis.fusion.modalities import joined_set
 from nilatent.errors import CohortError
 
 

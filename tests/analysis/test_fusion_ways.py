@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nilatent.analysis import fusion_ways
-from nilatent.analysis.fusion_cv import blocks_of, say
-from nilatent.analysis.fusion_evidence import fit_stack, scores_of
-from nilatent.analysis.fusion_ways import alone, averaged, best_inside, inner_skill, stacked, told_of, unknowing
-from nilatent.analysis.prediction_measures import auc
-from nilatent.analysis.prediction_sets import FeatureSet
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.fusion import ways as fusion_ways
+from nilatent.analysis.fusion.cv import blocks_of, say
+from nilatent.analysis.fusion.evidence import fit_stack, scores_of
+from nilatent.analysis.fusion.ways import alone, averaged, best_inside, inner_skill, stacked, told_of, unknowing
+from nilatent.analysis.prediction.measures import auc
+from nilatent.analysis.prediction.sets import FeatureSet
+from nilatent.analysis.prediction.targets import Target
 
 N = 60
 FOLDS = np.arange(N) % 3

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis.fusion_ways import AVERAGE, EARLY, INSIDE, JOINT, SINGLE
-from nilatent.analysis.fusion_words import answer
+from nilatent.analysis.fusion.ways import AVERAGE, EARLY, INSIDE, JOINT, SINGLE
+from nilatent.analysis.fusion.words import answer
 
 
 def table_of(*, value=0.6, low=0.4, difference=0.2, q=0.01, conditional=0.2, q_conditional=0.01, kind="continuous"):

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score
 from nilatent.analysis import stats
 from nilatent.analysis.combat import fit_combat
 from nilatent.analysis.harmonise import HarmoniseConfig, Measures, harmonise
-from nilatent.analysis.harmonise_words import FRESH
+from nilatent.analysis.harmonise.words import FRESH
 from nilatent.analysis.site_signal import call_labels
 from nilatent.errors import CohortError, LeakageError, SettingError
 from nilatent.finding import read_finding, write_finding

@@ -7,8 +7,8 @@ import xarray as xr
 
 from nilatent.analysis import stats
 from nilatent.analysis.leaks import CLEAN, FOUND, NOT_CHECKED, LeaksConfig, leaks
-from nilatent.analysis.leaks_columns import cramers_v, told_by
-from nilatent.analysis.leaks_features import scaled_columns
+from nilatent.analysis.leaks.columns import cramers_v, told_by
+from nilatent.analysis.leaks.features import scaled_columns
 from nilatent.analysis.site_signal import call_labels, judge
 from nilatent.errors import CohortError
 from nilatent.finding import read_finding, write_finding

@@ -8,12 +8,12 @@ from scipy import sparse
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.longitudinal import COLUMNS, LongitudinalConfig, change_over_time, longitudinal
-from nilatent.analysis.longitudinal_directions import direction_scores
-from nilatent.analysis.longitudinal_drawn import courses, decoded_regions
-from nilatent.analysis.longitudinal_forecast import LATENT, LATENT_CHANGE, REGIONAL, VOXEL, Forecasts, forecasts
-from nilatent.analysis.longitudinal_scans import visits_of
-from nilatent.analysis.longitudinal_table import forecast_rows, joined
-from nilatent.analysis.longitudinal_words import answer
+from nilatent.analysis.longitudinal.directions import direction_scores
+from nilatent.analysis.longitudinal.drawn import courses, decoded_regions
+from nilatent.analysis.longitudinal.forecast import LATENT, LATENT_CHANGE, REGIONAL, VOXEL, Forecasts, forecasts
+from nilatent.analysis.longitudinal.scans import visits_of
+from nilatent.analysis.longitudinal.table import forecast_rows, joined
+from nilatent.analysis.longitudinal.words import answer
 from nilatent.atlas import RegionWeights
 from nilatent.errors import CohortError, LatentsError
 from nilatent.finding import Finding, read_finding, write_finding

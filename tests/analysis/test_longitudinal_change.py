@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nilatent.analysis.longitudinal_change import change, degrees, permuted_difference
-from nilatent.analysis.longitudinal_visits import Visits
+from nilatent.analysis.longitudinal.change import change, degrees, permuted_difference
+from nilatent.analysis.longitudinal.visits import Visits
 from nilatent.analysis.mixed import fit_mixed
 from nilatent.analysis.stats import permutations
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nilatent.analysis.longitudinal_repeat import icc, icc_of_model, repeats
-from nilatent.analysis.longitudinal_visits import Visits
+from nilatent.analysis.longitudinal.repeat import icc, icc_of_model, repeats
+from nilatent.analysis.longitudinal.visits import Visits
 from nilatent.analysis.mixed import fit_mixed
 
 # Six targets and four judges of Shrout & Fleiss 1979; of their first and last judge, by the table of variance.

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from nilatent.analysis.contrast import NotComparableError
-from nilatent.analysis.longitudinal_scans import visits_of
-from nilatent.analysis.longitudinal_visits import LongitudinalConfig
+from nilatent.analysis.longitudinal.scans import visits_of
+from nilatent.analysis.longitudinal.visits import LongitudinalConfig
 from nilatent.errors import CohortError, SettingError
 
 CONFIG = LongitudinalConfig(covariates=("age", "sex"))

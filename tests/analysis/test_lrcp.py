@@ -46,7 +46,7 @@ def test_a_region_that_its_own_grey_matter_does_not_bear_out_is_not_called(study
     def lent(*arguments, called, **settings):
         return np.where(called, 0.2, np.nan)
 
-    monkeypatch.setattr("nilatent.analysis.lrcp_profile.own_p", lent)
+    monkeypatch.setattr("nilatent.analysis.lrcp.profile.own_p", lent)
     found = run(planted)
     table = found.table.set_index("name")
     assert (plain.loc["Region_4", "grade"], table.loc["Region_4", "grade"]) == ("strong", "none")

@@ -6,8 +6,8 @@ from scipy.stats import binomtest
 
 from nilatent.analysis.contrast import Comparison, Gradient
 from nilatent.analysis.crossfit import CrossFit
-from nilatent.analysis.lrcp_profile import LrcpConfig, Profile, profile
-from nilatent.analysis.lrcp_table import over_contrasts
+from nilatent.analysis.lrcp.profile import LrcpConfig, Profile, profile
+from nilatent.analysis.lrcp.table import over_contrasts
 
 pytestmark = [pytest.mark.slow, pytest.mark.calibration]
 N, N_REGIONS, N_LATENT, N_COHORTS = 60, 16, 6, 400

@@ -3,7 +3,7 @@ import numpy as np
 from nilatent.analysis import stats
 from nilatent.analysis.contrast import Comparison, Gradient
 from nilatent.analysis.lrcp import lrcp
-from nilatent.analysis.lrcp_profile import LrcpConfig, blended, own_p, profile, ranking_score
+from nilatent.analysis.lrcp.profile import LrcpConfig, blended, own_p, profile, ranking_score
 
 FAST = LrcpConfig(n_permutations=300, n_permutations_linked=100)
 

@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from nilatent.analysis.normative import COLUMNS, NormativeConfig, normative
-from nilatent.analysis.normative_latent import predicted_p
+from nilatent.analysis.normative.latent import predicted_p
 from nilatent.errors import CohortError, LeakageError, SettingError
 from nilatent.finding import read_finding, write_finding
 from nilatent.latents import make_latents

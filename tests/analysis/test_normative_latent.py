@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nilatent.analysis.normative_latent import auc_interval, conformal_p, mahalanobis, predicted_p
-from nilatent.analysis.normative_reference import Predictors, deviations
+from nilatent.analysis.normative.latent import auc_interval, conformal_p, mahalanobis, predicted_p
+from nilatent.analysis.normative.reference import Predictors, deviations
 
 
 def distances(rng, n, *, n_new=200, n_columns=8, **settings):

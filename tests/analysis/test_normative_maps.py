@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis import normative_maps
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.normative import NormativeConfig, deviation_maps
-from nilatent.analysis.normative_scans import ask, crossfitted
+from nilatent.analysis.normative import maps as normative_maps
+from nilatent.analysis.normative.scans import ask, crossfitted
 from nilatent.errors import GridError, SettingError
 from nilatent.simulate import SimulationConfig
 from nilatent.simulate.memory import simulate_maps

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nilatent.analysis import normative_reference as reference
-from nilatent.analysis.normative_reference import Predictors, deviations, foreseen, normal_score
+from nilatent.analysis.normative import reference as reference
+from nilatent.analysis.normative.reference import Predictors, deviations, foreseen, normal_score
 
 
 def people(rng, n, *, curve=0.0, uneven=0.0, n_columns=30):

@@ -6,7 +6,7 @@ import pytest
 
 from nilatent.analysis.contrast import confound_matrix
 from nilatent.analysis.prediction import PredictionConfig, prediction
-from nilatent.analysis.prediction_sets import FeatureSet, covariate_set
+from nilatent.analysis.prediction.sets import FeatureSet, covariate_set
 from nilatent.errors import LeakageError, SettingError
 from nilatent.finding import read_finding, write_finding
 

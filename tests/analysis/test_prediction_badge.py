@@ -3,7 +3,7 @@ import pytest
 
 from nilatent.analysis import bounds
 from nilatent.analysis.held_out import certify_calls
-from nilatent.analysis.prediction_badge import NOT_ASSESSED, badge
+from nilatent.analysis.prediction.badge import NOT_ASSESSED, badge
 
 N = 400
 FOLDS = np.arange(N) % 5

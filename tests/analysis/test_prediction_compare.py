@@ -3,10 +3,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nilatent.analysis.prediction_compare import compare, subject_swaps
-from nilatent.analysis.prediction_cv import Told
-from nilatent.analysis.prediction_measures import main_measure, subject_weights
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.compare import compare, subject_swaps
+from nilatent.analysis.prediction.cv import Told
+from nilatent.analysis.prediction.measures import main_measure, subject_weights
+from nilatent.analysis.prediction.targets import Target
 
 
 def told_of(called):

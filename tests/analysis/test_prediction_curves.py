@@ -3,9 +3,9 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import auc, roc_curve
 
-from nilatent.analysis.prediction_curves import FALSE_ALARMS, calibration, calibration_line, roc
-from nilatent.analysis.prediction_measures import auc as pooled_auc
-from nilatent.analysis.prediction_measures import subject_weights
+from nilatent.analysis.prediction.curves import FALSE_ALARMS, calibration, calibration_line, roc
+from nilatent.analysis.prediction.measures import auc as pooled_auc
+from nilatent.analysis.prediction.measures import subject_weights
 
 
 def test_the_curve_is_that_of_scikit_learn(rng):

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nilatent.analysis.prediction_cv import label_orders, nested_cv, outer_parts, permuted_p
-from nilatent.analysis.prediction_heads import fit_linear
-from nilatent.analysis.prediction_measures import main_measure
-from nilatent.analysis.prediction_sets import FeatureSet
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.cv import label_orders, nested_cv, outer_parts, permuted_p
+from nilatent.analysis.prediction.heads import fit_linear
+from nilatent.analysis.prediction.measures import main_measure
+from nilatent.analysis.prediction.sets import FeatureSet
+from nilatent.analysis.prediction.targets import Target
 from nilatent.errors import SettingError
 
 N = 60

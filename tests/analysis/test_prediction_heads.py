@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from nilatent.analysis.prediction_heads import (
+from nilatent.analysis.prediction.heads import (
     CLASS_PENALTIES,
     NUMBER_PENALTIES,
     LinearHead,
@@ -11,14 +11,14 @@ from nilatent.analysis.prediction_heads import (
     fit_linear_many,
     probabilities,
 )
-from nilatent.analysis.prediction_inner import (
+from nilatent.analysis.prediction.inner import (
     balanced_weights,
     best_threshold,
     encode,
     inner_folds,
     subject_ranks,
 )
-from nilatent.analysis.prediction_solver import make_design
+from nilatent.analysis.prediction.solver import make_design
 from nilatent.errors import SettingError
 
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import kendalltau
 from sklearn import metrics
 
-from nilatent.analysis.prediction_cv import Told
-from nilatent.analysis.prediction_measures import (
+from nilatent.analysis.prediction.cv import Told
+from nilatent.analysis.prediction.measures import (
     MAIN,
     auc,
     from_sums,
@@ -16,7 +16,7 @@ from nilatent.analysis.prediction_measures import (
     recalls,
     subject_weights,
 )
-from nilatent.analysis.prediction_targets import Target
+from nilatent.analysis.prediction.targets import Target
 
 
 def a_target(y, kind, n_levels=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis.prediction_sets import (
+from nilatent.analysis.prediction.sets import (
     FeatureSet,
     check_sets,
     covariate_set,

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from nilatent.analysis.prediction_solver import fit_logistic, fit_ridge, make_design
+from nilatent.analysis.prediction.solver import fit_logistic, fit_ridge, make_design
 from nilatent.errors import SettingError
 
 

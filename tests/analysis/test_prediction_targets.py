@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from nilatent.analysis.contrast import NotComparableError
-from nilatent.analysis.prediction_config import PredictionConfig
-from nilatent.analysis.prediction_targets import make_target, make_targets
+from nilatent.analysis.prediction.config import PredictionConfig
+from nilatent.analysis.prediction.targets import make_target, make_targets
 from nilatent.errors import SettingError
 
 N = 60

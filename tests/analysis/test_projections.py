@@ -9,7 +9,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.manifold import trustworthiness
 
 from nilatent.analysis.projections import ProjectionsConfig, projections
-from nilatent.analysis.projections_place import place_scans
+from nilatent.analysis.projections.place import place_scans
 from nilatent.errors import CohortError, LatentsError, SettingError
 from nilatent.finding import read_finding, write_finding
 

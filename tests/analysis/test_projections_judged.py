@@ -5,8 +5,8 @@ from scipy.stats import binomtest, kstest
 from sklearn.manifold import trustworthiness as sklearn_trustworthiness
 from sklearn.metrics import silhouette_score
 
-from nilatent.analysis import projections_judged as judged
 from nilatent.analysis import stats
+from nilatent.analysis.projections import judged as judged
 
 
 def naive_purity(values, codes, k):

@@ -6,8 +6,8 @@ import xarray as xr
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import PCA
 
-from nilatent.analysis import projections_judged as judged
-from nilatent.analysis.projections_maps import (
+from nilatent.analysis.projections import judged as judged
+from nilatent.analysis.projections.maps import (
     NoMapError,
     explained,
     fit_neighbours,

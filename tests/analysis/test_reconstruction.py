@@ -6,9 +6,11 @@ import pytest
 import xarray as xr
 from scipy import sparse
 
-from nilatent.analysis import reconstruction_measures, reconstruction_words, stats
+from nilatent.analysis import stats
 from nilatent.analysis.downsampling import downsampling
+from nilatent.analysis.reconstruction import measures as reconstruction_measures
 from nilatent.analysis.reconstruction import reconstruction
+from nilatent.analysis.reconstruction import words as reconstruction_words
 from nilatent.analysis.similarity import ssim_3d
 from nilatent.atlas import RegionWeights
 from nilatent.errors import AtlasError, CohortError, SettingError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nilatent.analysis import stats
-from nilatent.analysis.reconstruction_table import concordance, interval, ratio, resample
+from nilatent.analysis.reconstruction.table import concordance, interval, ratio, resample
 
 
 def test_resampling_gives_the_intervals_of_the_shared_statistics(rng):

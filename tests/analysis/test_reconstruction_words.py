@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nilatent.analysis.reconstruction_measures import METHODS, METRICS, Measures
-from nilatent.analysis.reconstruction_words import caveats, regions_sentence, verdict, worse_levels
+from nilatent.analysis.reconstruction.measures import METHODS, METRICS, Measures
+from nilatent.analysis.reconstruction.words import caveats, regions_sentence, verdict, worse_levels
 
 
 def test_a_verdict_needs_an_interval_that_excludes_zero():

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.sensitivity import COLUMNS, SensitivityConfig, sensitivity
-from nilatent.analysis.sensitivity_decoder import changes_of, read_decoder, region_means
+from nilatent.analysis.sensitivity.decoder import changes_of, read_decoder, region_means
 from nilatent.atlas import RegionWeights
 from nilatent.errors import CohortError, SettingError
 from nilatent.finding import read_finding, write_finding

@@ -4,7 +4,7 @@ from scipy.stats import binom, spearmanr
 from scipy.stats import t as student_t
 
 from nilatent.analysis import stats
-from nilatent.analysis.sensitivity_people import Unseen, agreement, permuted_pattern
+from nilatent.analysis.sensitivity.people import Unseen, agreement, permuted_pattern
 from nilatent.errors import SettingError
 
 N, REGIONS = 60, 8

@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.latent_space import LatentSpace
-from nilatent.analysis.prediction_heads import fit_linear
+from nilatent.analysis.prediction.heads import fit_linear
 from nilatent.analysis.utility import BOTH, COLUMNS, PCA, REAL, SYNTHETIC, utility
 from nilatent.atlas import RegionWeights
 from nilatent.latents import Frame

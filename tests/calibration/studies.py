@@ -52,9 +52,9 @@ IMAGES = {
 TRAINED = {name: IMAGES[name] for name in ("no effect", "effect 0.4", "effect 0.8")}
 
 Row = dict[str, float]
-REGIONAL = ("stats", "contrast", "discriminability", "lrcp*")
-AGNOSTIC = ("stats", "residuals", "contrast", "discriminability", "crossfit", "agnostic*", "bounds", "held_out", "sar")
-PROFILE = ("stats", "contrast", "error_profile*")
+REGIONAL = ("stats", "contrast", "discriminability", "lrcp/*")
+AGNOSTIC = ("stats", "residuals", "contrast", "discriminability", "crossfit", "agnostic/*", "bounds", "held_out", "sar")
+PROFILE = ("stats", "contrast", "error_profile/*")
 HARNESS = ("cohorts", "calls")
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest
 
-from nilatent.analysis import error_profile_classes as classes
-from nilatent.analysis import error_profile_shap as shap_values
 from nilatent.analysis.error_profile import ErrorProfileConfig, gain_of, prepared
-from nilatent.analysis.error_profile_gain import Gain, holm
-from nilatent.analysis.error_profile_models import Problem
+from nilatent.analysis.error_profile import classes as classes
+from nilatent.analysis.error_profile import shap as shap_values
+from nilatent.analysis.error_profile.gain import Gain, holm
+from nilatent.analysis.error_profile.models import Problem
 
 PLANTED = 5
 N_MODELS = 5

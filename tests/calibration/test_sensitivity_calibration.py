@@ -17,7 +17,7 @@ from nilatent.analysis.contrast import compare_groups
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.regional import regional
 from nilatent.analysis.sensitivity import SensitivityConfig, sensitivity
-from nilatent.analysis.sensitivity_people import permuted_pattern
+from nilatent.analysis.sensitivity.people import permuted_pattern
 from nilatent.finding import Finding
 from nilatent.latents import Frame
 from nilatent.preprocess.resampling import smooth

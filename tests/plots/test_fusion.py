@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nilatent.analysis import fusion_ways
 from nilatent.analysis.fusion import FusionConfig
 from nilatent.analysis.fusion import fusion as fuse
-from nilatent.analysis.prediction_sets import FeatureSet
+from nilatent.analysis.fusion import ways as fusion_ways
+from nilatent.analysis.prediction.sets import FeatureSet
 from nilatent.finding import Finding, not_run
 from nilatent.plots import fusion
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from nilatent.analysis import longitudinal_table as written
+from nilatent.analysis.longitudinal import table as written
 from nilatent.finding import Finding, not_run
 from nilatent.plots import longitudinal
 

@@ -4,7 +4,7 @@ import pytest
 
 from nilatent.analysis.prediction import PredictionConfig
 from nilatent.analysis.prediction import prediction as predict
-from nilatent.analysis.prediction_sets import FeatureSet
+from nilatent.analysis.prediction.sets import FeatureSet
 from nilatent.finding import Finding, not_run
 from nilatent.plots import prediction
 

@@ -114,6 +114,6 @@ def test_nothing_to_draw_is_said(finding: Finding) -> None:
 
 
 def test_every_column_of_the_table_has_a_name() -> None:
-    from nilatent.analysis.sensitivity_table import COLUMNS, LRCP_COLUMNS
+    from nilatent.analysis.sensitivity.table import COLUMNS, LRCP_COLUMNS
 
     assert {*COLUMNS, *LRCP_COLUMNS.values()} == set(sensitivity.COLUMN_NAMES)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nilatent.training.multimodal_sharing import (
+from nilatent.training.multimodal.sharing import (
     Measured,
     Sharing,
     choose_sharing,

@@ -18,8 +18,8 @@ import pandas as pd
 from nilatent.analysis.contrast import NotComparableError, compare_groups, level_words
 from nilatent.analysis.density import fit_density
 from nilatent.analysis.latent_space import LatentSpace
-from nilatent.analysis.prediction_heads import fit_linear
-from nilatent.analysis.prediction_measures import auc, interval, subject_weights
+from nilatent.analysis.prediction.heads import fit_linear
+from nilatent.analysis.prediction.measures import auc, interval, subject_weights
 from nilatent.atlas import RegionWeights
 
 REAL, SYNTHETIC, BOTH, PCA = "real scans", "synthetic scans", "real and synthetic scans", "synthetic scans of PCA"

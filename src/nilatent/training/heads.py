@@ -153,7 +153,7 @@ def fit_predict(
     -------
     callable
         ``(train_x, train_y, test_x, target) -> scores`` with (scan, feature) latents, classes from 0 or numbers, a
-        :class:`nilatent.analysis.prediction_targets.Target`, and what :meth:`NetworkHead.scores` gives. Everything that
+        :class:`nilatent.analysis.prediction.targets.Target`, and what :meth:`NetworkHead.scores` gives. Everything that
         learns, the standardisation and the number of epochs included, sees the training scans only. It is not told whose
         these are: several scans of one person may fall on both sides of the inner part, and the epoch is then chosen too
         late. No test scan has a say in it.
