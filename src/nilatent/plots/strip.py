@@ -125,7 +125,7 @@ def draw_frame(strip: Strip, step: int) -> Figure:
     for row, words in enumerate(("drawn", "change")):
         panels[row, 0].set_ylabel(words, fontsize=8.0)
     _bars(drawn, strip, list(panels.flat))
-    drawn.suptitle(style.plain(f"{strip.title}: {strip.labels[step]}"), fontsize=9.5, x=0.01, ha="left")
+    drawn.suptitle(style.plain(strip.labels[step]), fontsize=9.5, x=0.01, ha="left")
     return drawn
 
 
