@@ -14,7 +14,7 @@ import xarray as xr
 from scipy import sparse
 from typer.testing import CliRunner
 
-from nilatent import travel, travel_files
+from nilatent import travel
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.atlas import RegionWeights
 from nilatent.cli import travel as commands
@@ -24,6 +24,7 @@ from nilatent.errors import GridError, SettingError
 from nilatent.latents import Frame
 from nilatent.plots import strip
 from nilatent.pools import Pools
+from nilatent.travel import files as travel_files
 from nilatent.volumes import Grid, volumes_in_memory
 
 SHAPE, WIDE, N = (9, 10, 8), 3, 60
@@ -111,6 +112,7 @@ def run(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(travel, "open_pools", lambda _: made.pools)
     monkeypatch.setattr(travel, "study_space", lambda _: made.space)
     monkeypatch.setattr(travel, "read_latents", lambda _: xr.Dataset(attrs={"model_hash": "abc"}))
+    monkeypatch.setattr(travel, "content_hash", lambda _: "def")
     return made
 
 

@@ -24,10 +24,11 @@ from nilatent.analysis.sensitivity import QUESTION as SENSITIVITY_QUESTION
 from nilatent.analysis.sensitivity import sensitivity
 from nilatent.asked import Asked
 from nilatent.finding import Finding, not_run, read_finding
+from nilatent.map_names import read_map_name
 from nilatent.models.features import image_features
 from nilatent.pools import Pools
 from nilatent.provenance import content_hash
-from nilatent.spaces import fold_spaces, study_space
+from nilatent.spaces import fold_spaces, head_size, study_space
 from nilatent.volumes import gm_mask
 
 QUESTIONS = {
@@ -53,10 +54,14 @@ def drawn(pools: Pools, crossfit: Sequence[str]) -> dict[str, Asked]:
     config = pools.config
     needs = ["latents", "model", "regions", "volumes", "split", "prepared", *crossfit]
     return {
-        SENSITIVITY: Asked(lambda: _sensitivity(pools), {"sensitivity": config.sensitivity}, [*needs, LRCP]),
+        SENSITIVITY: Asked(
+            lambda: _sensitivity(pools),
+            {"sensitivity": config.sensitivity, "head_size": config.counterfactual.head_size},
+            [*needs, LRCP],
+        ),
         COUNTERFACTUAL: Asked(lambda: _counterfactual(pools), {"counterfactual": config.counterfactual}, needs),
         FIDELITY: Asked(lambda: _fidelity(pools), {"fidelity": config.fidelity}, needs),
-        BLUR: Asked(lambda: _blur(pools), {"fwhm_mm": config.recipe.fwhm_mm, "seed": config.seed}, needs),
+        BLUR: Asked(lambda: _blur(pools), {"fwhm_mm": _fwhm_mm(pools), "seed": config.seed}, needs),
         LONGITUDINAL: Asked(
             lambda: _longitudinal(pools), {"longitudinal": config.longitudinal, "seed": config.seed}, needs
         ),
@@ -76,7 +81,7 @@ def _sensitivity(pools: Pools) -> Finding:
         pools.of_mask,
         grid,
         mask,
-        replace(pools.config.sensitivity, covariates=(*pools.config.study.covariates, *_head_size(pools))),
+        replace(pools.config.sensitivity, covariates=(*pools.config.study.covariates, *head_size(pools))),
         lrcp=lrcp if len(lrcp) else None,
         label="sensitivity",
     )
@@ -87,6 +92,9 @@ def _counterfactual(pools: Pools) -> Finding:
         return not_run(COUNTERFACTUAL, COUNTERFACTUAL_QUESTION, _shaped(pools))
     if pools.config.recipe.target != "gm":
         reason = "T1 intensities are modelled, whose sums are no volumes; model grey matter to ask this"
+        return not_run(COUNTERFACTUAL, COUNTERFACTUAL_QUESTION, reason)
+    if not pools.config.recipe.modulation:
+        reason = "the maps are not modulated, so their sums are no volumes; prepare with modulation to ask this"
         return not_run(COUNTERFACTUAL, COUNTERFACTUAL_QUESTION, reason)
     scans, config = pools.prepared.scans, pools.config.counterfactual
     spaces, means = fold_spaces(pools), _means(pools)
@@ -108,7 +116,7 @@ def _fidelity(pools: Pools) -> Finding:
 
 
 def _blur(pools: Pools) -> Finding:
-    scans, fwhm_mm = pools.prepared.scans, pools.config.recipe.fwhm_mm
+    scans, fwhm_mm = pools.prepared.scans, _fwhm_mm(pools)
     return blur(fold_spaces(pools), pools.volumes, scans, fwhm_mm=fwhm_mm, seed=pools.config.seed, label="blur")
 
 
@@ -131,11 +139,10 @@ def _longitudinal(pools: Pools) -> Finding:
     )
 
 
-def _head_size(pools: Pools) -> tuple[str, ...]:
-    """The column of head size where every scan has it: groups that differ in it by chance would differ in every region."""
-    name, scans = pools.config.counterfactual.head_size, pools.prepared.scans
-    known = name and name in scans and name not in pools.config.study.covariates and bool(scans[name].notna().all())
-    return (name,) if known else ()
+def _fwhm_mm(pools: Pools) -> float:
+    """How far the modelled images were smoothed, as their names say; T1 intensities are not, and unknown counts as 0."""
+    named = [read_map_name(Path(str(path)).name) for path in pools.prepared.scans["path"]]
+    return max((one.fwhm_mm or 0.0 for one in named if one is not None), default=0.0)
 
 
 def _means(pools: Pools) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from nilatent.analysis.counterfactual.change import holds_head_size
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.generate import images
 from nilatent.latents import frame_of, is_grid, read_latents
@@ -27,6 +28,17 @@ def fold_spaces(pools: Pools) -> list[LatentSpace]:
 def _space(pools: Pools, folder: Path) -> LatentSpace:
     model, latents = load_model(folder / "model"), read_latents(folder)
     return space_of(model, latents, n_components=n_components(pools.parts), seed=pools.config.seed)
+
+
+def head_size(pools: Pools) -> tuple[str, ...]:
+    """The column of head size that is held beside the study's covariates: groups that differ in it differ in every region.
+
+    None where a scan lacks it, or a covariate is head size by another name.
+    """
+    config, scans = pools.config.counterfactual, pools.prepared.scans
+    name = config.head_size
+    known = name in scans and not holds_head_size(pools.config.study.covariates, config)
+    return (name,) if known and bool(scans[name].notna().all()) else ()
 
 
 def space_of(model: TrainedModel, latents: xr.Dataset, *, n_components: int, seed: int = 0) -> LatentSpace:

@@ -78,7 +78,7 @@ class World:
 @pytest.fixture(autouse=True)
 def one_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a mixture is chosen is tested where that is done, and takes seconds."""
-    monkeypatch.setattr("nilatent.analysis.blur.pictures.fit_density", partial(fit_density, kind="gaussian"))
+    monkeypatch.setattr("nilatent.analysis.blur.drawing.fit_density", partial(fit_density, kind="gaussian"))
 
 
 @pytest.fixture

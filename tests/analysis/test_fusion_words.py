@@ -45,7 +45,9 @@ def test_what_tells_nothing_is_called_so():
 
 
 def test_only_what_is_shown_to_be_carried_is_named():
-    assert "What the others lack of age is carried by image (20 % of the variance" in answer(table_of(), 0.05)
+    assert "What the others lack of age is carried by image (20 % of the squared error of knowing nothing" in answer(
+        table_of(), 0.05
+    )
     assert "not shown of blood" in answer(table_of(), 0.05)
     for changes in ({"conditional": -0.2}, {"q_conditional": 0.06}):
         assert answer(table_of(**changes), 0.05).endswith(

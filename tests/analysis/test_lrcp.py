@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_a_region_that_its_own_grey_matter_does_not_bear_out_is_not_called(study
     def lent(*arguments, called, **settings):
         return np.where(called, 0.2, np.nan)
 
-    monkeypatch.setattr("nilatent.analysis.lrcp.profile.own_p", lent)
+    monkeypatch.setattr(sys.modules["nilatent.analysis.lrcp.profile"], "own_p", lent)
     found = run(planted)
     table = found.table.set_index("name")
     assert (plain.loc["Region_4", "grade"], table.loc["Region_4", "grade"]) == ("strong", "none")

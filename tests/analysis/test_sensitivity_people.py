@@ -4,7 +4,7 @@ from scipy.stats import binom, spearmanr
 from scipy.stats import t as student_t
 
 from nilatent.analysis import stats
-from nilatent.analysis.sensitivity.people import Unseen, agreement, permuted_pattern
+from nilatent.analysis.sensitivity.people import Unseen, agreement, joint_p, permuted_pattern
 from nilatent.errors import SettingError
 
 N, REGIONS = 60, 8
@@ -113,7 +113,10 @@ def test_a_true_claim_agrees_and_its_opposite_does_not(rng):
     judges = [held(rng, slopes=claim), held(rng, slopes=claim)]
     found = agreement([claim, claim], judges, n_permutations=199, seed=0)
     assert found.r > 0.9
-    assert found.p <= 0.02
+    # Of models that may be bound together, twice the mean.
+    alone = [agreement([claim], [one], n_permutations=199, seed=0).p for one in judges]
+    assert found.p == pytest.approx(2 * np.mean(alone), abs=0.02)
+    assert np.mean(alone) < 0.1
     opposite = agreement([-claim, -claim], judges, n_permutations=199, seed=0)
     assert opposite.p > 0.9
     assert opposite.r == pytest.approx(-found.r)
@@ -141,3 +144,30 @@ def test_permutations_of_agreement_stay_within_sites(rng):
 def test_without_a_judge_there_is_no_agreement():
     found = agreement([], [], n_permutations=9, seed=0)
     assert np.isnan([found.r, found.p]).all()
+
+
+def crossfitted(column, regions):
+    """Claims by two folds, each held against the one that the other learnt from."""
+    folds = [np.arange(len(column)) % 2 == fold for fold in (0, 1)]
+    rows = [(np.flatnonzero(~unseen), np.flatnonzero(unseen)) for unseen in folds]
+    return [(train, regions[train]) for train, _ in rows], [(own, regions[own]) for _, own in rows]
+
+
+def test_p_over_models_is_uniform_though_each_learns_from_what_the_other_judges(rng):
+    p = []
+    for null in range(200):
+        column, regions = rng.normal(size=40), rng.normal(size=(40, REGIONS))
+        p.append(joint_p(column, np.ones((40, 0)), None, *crossfitted(column, regions), n_permutations=99, seed=null))
+    low, high = binom.interval(0.999, 200, 0.1)
+    assert low <= np.sum(np.array(p) <= 0.1) <= high
+
+
+def test_p_over_models_finds_what_is_there_and_holds_confounds(rng):
+    confound = rng.normal(size=(60, 1))
+    column, claim = rng.normal(size=60) + confound[:, 0], np.linspace(-2, 2, REGIONS)
+    told = rng.normal(size=(60, REGIONS)) + column[:, None] * claim
+    given = {"n_permutations": 199, "seed": 0}
+    assert joint_p(column, confound, None, *crossfitted(column, told), **given) <= 0.02
+    only_confound = rng.normal(size=(60, REGIONS)) + confound * claim
+    assert joint_p(column, confound, None, *crossfitted(column, only_confound), **given) > 0.05
+    assert joint_p(column, np.ones((60, 0)), None, *crossfitted(column, only_confound), **given) <= 0.02

@@ -36,6 +36,15 @@ n_bootstrap = 100
 n_maps = 2
 [leaks]
 n_permutations = 49
+[sensitivity]
+n_permutations = 49
+[counterfactual]
+n_bootstrap = 100
+n_permutations = 100
+[fidelity]
+n_samples = 20
+n_permutations = 99
+n_repeats = 1
 """
 
 

@@ -157,15 +157,18 @@ def fit_mixed(
     centre, spread = float(time.mean()), float(time.std()) or 1.0
     unit = float(np.std(y)) or 1.0
     z = np.column_stack([np.ones(len(y)), (time - centre) / spread])[:, : 2 if slopes else 1]
-    sums = _sums(y / unit, fixed, z, codes)
-    theta = _search(sums, _guess(y / unit, fixed, z, codes) if near is None else near.relative, restricted=restricted)
+    # What is far from zero beside its spread would lose its digits in the sums of squares.
+    origin = np.linalg.lstsq(fixed, y, rcond=None)[0]
+    left = (y - fixed @ origin) / unit
+    sums = _sums(left, fixed, z, codes)
+    theta = _search(sums, _guess(left, fixed, z, codes) if near is None else near.relative, restricted=restricted)
     solved, factor = _solved(theta, sums, restricted=restricted), _factor(theta)
     # Back to the units and the origin of the caller.
     turn = np.array([[1.0, -centre / spread], [0.0, 1.0 / spread]])[: z.shape[1], : z.shape[1]]
     relative, size = factor @ factor.T, solved.variance * unit**2
     n_free = sums.n - (fixed.shape[1] if restricted else 0)
     return MixedFit(
-        coefficients=solved.beta * unit,
+        coefficients=origin + solved.beta * unit,
         covariance=solved.inverse * size,
         random=turn @ relative @ turn.T * size,
         residual_variance=float(size),

@@ -17,6 +17,7 @@ import pandas as pd
 
 from nilatent.analysis.contrast import NotComparableError, compare_groups, level_words
 from nilatent.analysis.density import fit_density
+from nilatent.analysis.density.columns import common
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.prediction.heads import fit_linear
 from nilatent.analysis.prediction.measures import auc, interval, subject_weights
@@ -177,7 +178,10 @@ def _synthetic(
     """Synthetic cohorts (training scan, region); each scan has the group and the columns of the real one in its place."""
     space, rng = fold.space, np.random.default_rng(seed)
     of_training = scans.loc[space.scans[fold.train]]
-    known = [name for name in columns if of_training[name].nunique() > 1]
+    # A column that a training scan lacks, or that is nearly the same for all, can be no condition.
+    people = space.subjects[fold.train]
+    usable = [name for name in columns if common(of_training[[name]], people).all()]
+    known = [name for name in usable if of_training[name].nunique() > 1]
     # The density learns from the compared scans alone: another group, or a scan without one, would bend it.
     training = np.isin(np.arange(len(space.scans)), fold.train)
     density = fit_density(replace(space, training=training), scans=scans, columns=known, kind="gaussian", seed=seed)

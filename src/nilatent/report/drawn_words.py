@@ -39,11 +39,12 @@ def fidelity(run: Run) -> str:
     if not run.done("fidelity"):
         return ""
     settings = run.findings["fidelity"].settings
+    copies = " Copies were sought among nearest training scans [copying]." if "copies" in settings else ""
     return (
-        f"{settings.get('n_samples', 0)} images were drawn from each latent space at a Gaussian mixture fitted to the latents of "
-        "training scans and chosen on held-out persons [expost]. They were compared with unseen scans by maximum mean "
-        "discrepancy [mmd] and its polynomial form [kid] on regional means and on features of a fixed random network, with "
-        "permutation p, and by coverage and density [coverage]; copies were sought among nearest training scans [copying]."
+        f"{settings.get('n_samples', 0)} images were drawn from each latent space at a density of the latents of training scans "
+        "(one Gaussian or a mixture, whichever held-out persons preferred) [expost]. They were compared with unseen scans by "
+        "maximum mean discrepancy [mmd] and its polynomial form [kid] on regional means and on features of a fixed random "
+        f"network, with permutation p, and by coverage and density [coverage].{copies}"
     )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from nilatent.analysis.copies import fit_copy_rule
+from nilatent.analysis.density.columns import common
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.cohort import EXCLUDED_COLUMNS
 from nilatent.errors import LatentsError, SettingError
@@ -73,7 +74,10 @@ def export_samples(
         training = scans.loc[space.scans[space.training]]
         asked = {name for name, _ in config.conditions}
         # What is the same for all training subjects can be no condition.
-        varying = [name for name in named if name in scans and training[name].nunique() > 1]
+        people = space.subjects[space.training]
+        varying = [
+            name for name in named if name in scans and training[name][common(training[[name]], people)].nunique() > 1
+        ]
         config = replace(config, like=tuple(name for name in varying if name not in asked))
     is_copy = _copy_rule(space, pools, allow_copies=config.allow_copies)
     return write_synthetic(out, space, scans, form, config, is_copy=is_copy)

@@ -212,6 +212,9 @@ def _pool(space: LatentSpace, scans: pd.DataFrame, config: SamplesConfig, densit
         pool = training[usable & ~subjects.where(usable).duplicated()].reset_index(drop=True)
     for name, value in fixed.items():
         number = pd.to_numeric(value, errors="coerce")
+        if pd.api.types.is_bool_dtype(scans[name]) and str(value) in ("True", "False"):
+            pool[name] = str(value) == "True"
+            continue
         is_number = pd.api.types.is_numeric_dtype(scans[name]) and not pd.api.types.is_bool_dtype(scans[name])
         pool[name] = number if is_number and np.isfinite(number) else value
     return pool[columns]
@@ -263,7 +266,8 @@ def _like(pool: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     for name in told.select_dtypes("number"):
         numbers = pool[name].to_numpy(float)
         noise = rng.standard_normal(BLOCK)
-        if len(np.unique(numbers)) <= MAX_CODES:
+        # Codes have no near values; an age has, however few ages there are.
+        if len(np.unique(numbers)) <= MAX_CODES and (numbers % 1 == 0).all() and name != "age":
             continue
         # The exact age, sex and group of one person together would give the person away.
         width = len(numbers) ** -0.2

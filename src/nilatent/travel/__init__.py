@@ -20,7 +20,8 @@ from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import SettingError
 from nilatent.latents import read_latents
 from nilatent.pools import Pools, open_pools
-from nilatent.spaces import study_space
+from nilatent.provenance import content_hash, plain
+from nilatent.spaces import head_size, study_space
 from nilatent.travel.between import between, between_notes
 from nilatent.travel.expected import expected_change, expected_of
 from nilatent.travel.files import Journey, is_done, side_car, write_journey
@@ -240,7 +241,14 @@ def _asked(pools: Pools, verb: str, **given: Any) -> dict[str, Any]:
     if space not in SPACES:
         raise SettingError(f"--space is '{space}'; it is one of {', '.join(SPACES)}.")
     model_hash = read_latents(pools.out).attrs["model_hash"]
-    return {"verb": verb, "model_hash": model_hash, "seed": pools.config.seed} | given
+    study, prepared = pools.config.study, content_hash(pools.out / "prepared" / "provenance.json")
+    fitted = {
+        "study": plain(study),
+        "atlas": plain(pools.config.atlas),
+        "held": list(head_size(pools)),
+        "prepared": prepared,
+    }
+    return {"verb": verb, "model_hash": model_hash, "seed": pools.config.seed} | fitted | given
 
 
 def _row(room: LatentSpace, pools: Pools, scan: str, *, space: str) -> int:
@@ -262,13 +270,16 @@ def _nearest(name: str, known: Sequence[str] | pd.Index) -> str:
 def _held(pools: Pools) -> list[str]:
     """Columns that are held when another is changed: covariates and group of the study."""
     study = pools.config.study
-    return [name for name in (*study.covariates, study.group) if name and name in pools.prepared.scans]
+    return [
+        name for name in (*study.covariates, *head_size(pools), study.group) if name and name in pools.prepared.scans
+    ]
 
 
 def _direction(room: LatentSpace, pools: Pools, name: str) -> Direction:
     study, scans = pools.config.study, pools.prepared.scans
+    covariates = (*study.covariates, *head_size(pools))
     found, refused = fitted_directions(
-        room, scans, group=study.group, contrast=study.contrast, covariates=study.covariates, site=study.site
+        room, scans, group=study.group, contrast=study.contrast, covariates=covariates, site=study.site
     )
     for one in found:
         if one.name == name or (name == one.kind and name in ("group", "discriminant")):
@@ -380,7 +391,11 @@ def _outside(room: LatentSpace, scans: pd.DataFrame, row: int, changes: Mapping[
             continue
         known, now = scans.loc[room.scans[room.training], column].dropna(), scans[column].to_numpy()
         value = float(change) + (float(now[scans.index.get_loc(room.scans[row])]) if is_amount(change) else 0.0)
-        if not known.min() <= value <= known.max():
+        if not np.isfinite(value):
+            notes.append(
+                f"The {column} of this scan is not known, so whether the new one lies beyond the training scans is not either."
+            )
+        elif not known.min() <= value <= known.max():
             notes.append(
                 f"{column} {value:g} lies outside the training scans ({known.min():g} to {known.max():g}): nothing supports what "
                 "the model draws there."

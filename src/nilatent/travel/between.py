@@ -39,12 +39,15 @@ def _to_nearest(images: np.ndarray, volumes: Volumes, rows: np.ndarray) -> np.nd
 
 def between_notes(room: LatentSpace, table: pd.DataFrame, norms: np.ndarray) -> tuple[str, ...]:
     """What the table of :func:`between`, and the lengths (step,) of the latents, say in words."""
-    middle = table.iloc[len(table) // 2]
+    place = int((table["share"] - 0.5).abs().to_numpy().argmin())
+    if not 0 < place < len(table) - 1:
+        return ()
+    middle = table.iloc[place]
     apart = middle["from_fade_of_reconstructions"] / max(float(middle["from_fade_of_scans"]), 1e-300)
     words = [
-        f"Half-way the drawing is {middle['from_fade_of_scans']:.3g} (root mean square) from the cross-fade of the two scans and "
-        f"{middle['from_fade_of_reconstructions']:.3g} from that of their reconstructions ({100 * apart:.0f} % of the former): "
-        "what is left of the latter is all that the latent space adds to a cross-fade."
+        f"At {100 * middle['share']:.0f} % of the way the drawing is {middle['from_fade_of_scans']:.3g} (root mean square) from "
+        f"the cross-fade of the two scans and {middle['from_fade_of_reconstructions']:.3g} from that of their reconstructions "
+        f"({100 * apart:.0f} % of the former): what is left of the latter is all that the latent space adds to a cross-fade."
     ]
     if np.isfinite(middle["nearest_unseen_drawn"]):
         words.append(
@@ -54,7 +57,7 @@ def between_notes(room: LatentSpace, table: pd.DataFrame, norms: np.ndarray) -> 
         )
     if room.has_prior:
         words.append(
-            f"The line goes through the middle of the prior: the latents are {norms.min() / norms[[0, -1]].mean():.2f} times as "
+            f"The line goes through the middle of the prior: the latents are {norms[place] / norms[[0, -1]].mean():.2f} times as "
             "long there as at its ends, so that brains on the way are nearer to the mean brain than the two are."
         )
     return tuple(words)

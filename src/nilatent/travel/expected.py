@@ -15,6 +15,7 @@ from nilatent.analysis.directions import Direction, fitted_directions
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.latents import Frame
 from nilatent.pools import Pools
+from nilatent.spaces import head_size
 
 
 def regional_space(room: LatentSpace, pools: Pools) -> LatentSpace | None:
@@ -44,7 +45,7 @@ def expected_of(room: LatentSpace, pools: Pools, one: Direction, units: float) -
         pools.prepared.scans,
         group=study.group,
         contrast=study.contrast,
-        covariates=study.covariates,
+        covariates=(*study.covariates, *head_size(pools)),
         site=study.site,
     )[0]
     step = next(other.step for other in found if other.name == one.name and other.kind == one.kind)

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from nilatent.analysis.blur.bands import Bands
-from nilatent.analysis.blur.pictures import PAIRED, SCAN, Sums, pictures, sums_of, yardsticks
+from nilatent.analysis.blur.drawing import PAIRED, SCAN, Sums, pictures, sums_of, yardsticks
 from nilatent.analysis.blur.words import answer, caveats
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import CohortError

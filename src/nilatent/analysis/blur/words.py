@@ -46,7 +46,7 @@ def _reasons(fine: pd.DataFrame, passed: float, settings: Mapping[str, Any]) -> 
     model, equal, largest = (
         _row(fine, name) for name in ("reconstruction", "PCA of equal size", "PCA of all training scans")
     )
-    most = max(float(largest["explained"]), float(model["explained"]), 0.0)
+    most = max(float(largest["explained"]), float(equal["explained"]), float(model["explained"]), 0.0)
     better = model["explained"] > largest["explained"]
     who = "by neither the model nor PCA of any size" if better else "by no PCA, however large"
     parts = [

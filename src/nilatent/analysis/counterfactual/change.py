@@ -111,7 +111,14 @@ def changes_of(scans: pd.DataFrame, config: CounterfactualConfig) -> list[Change
         When a change names what does not exist, or sets a number instead of adding to it.
     """
     if config.changes:
-        return list(dict.fromkeys(one for text in config.changes for one in _asked(scans, text, config)))
+        asked = list(dict.fromkeys(one for text in config.changes for one in _asked(scans, text, config)))
+        labels = [one.label for one in asked]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise SettingError(
+                f"Two changes of counterfactual.changes are called '{twice[0]}'. Ask one, or rename levels."
+            )
+        return asked
     found = [Change(AGE, float(YEARS))] if AGE in scans and is_number(scans[AGE]) else []
     if config.group in scans and level_words(scans[config.group]).nunique() > 1:
         pairs = [pair.split(":") for pair in contrasts_of(scans, group=config.group, contrast=config.contrast)]

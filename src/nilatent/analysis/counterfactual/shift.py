@@ -77,12 +77,14 @@ def shift(
         if told is not None and column in space.told:
             told[column] = _changed(chosen, column, change)
             continue
-        held = [name for name in dict.fromkeys([*others, *changes]) if name not in (column, site)]
+        # A site that is changed cannot be held at once.
+        own = "" if column == site else site
+        held = [name for name in dict.fromkeys([*others, *changes]) if name not in (column, own)]
         if is_number(scans[column]):
             amount = _amounts(chosen, column, change)
-            steps += np.outer(amount, covariate_step(space, scans, column, others=held, site=site))
+            steps += np.outer(amount, covariate_step(space, scans, column, others=held, site=own))
         else:
-            steps += _to_level(space, scans, chosen, column, str(change), held=held, site=site)
+            steps += _to_level(space, scans, chosen, column, str(change), held=held, site=own)
     return steps, told
 
 

@@ -196,6 +196,11 @@ def fit_density(
     if kind not in KINDS:
         raise SettingError(f"The kind of a density is one of {', '.join(KINDS)}, got '{kind}'.")
     rows, n_left_out = _rows(space, scans, columns)
+    if len(rows) - 1 < MIN_DEGREES:
+        raise LatentsError(
+            f"{len(rows)} training subjects have all of {', '.join(columns) or 'what is needed'}, too few for a density. "
+            "Condition on less, or bring more scans."
+        )
     told = () if scans is None or not columns else learn_columns(scans.loc[space.scans[rows]], columns)
     given = np.zeros((len(rows), 0)) if scans is None else as_numbers(told, scans.loc[space.scans[rows]])
     if len(rows) - 1 - given.shape[1] < MIN_DEGREES:

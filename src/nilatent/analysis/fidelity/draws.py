@@ -9,6 +9,7 @@ import pandas as pd
 
 from nilatent.analysis.copies import Images
 from nilatent.analysis.density import fit_density, prior_latents
+from nilatent.analysis.density.columns import common
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.atlas import RegionWeights
 from nilatent.latents import Frame
@@ -85,12 +86,14 @@ def sampled(space: LatentSpace, scans: pd.DataFrame, n: int, *, kind: str, seed:
         Of density and draws.
     """
     rng = np.random.default_rng(seed)
-    told = told_of(space, scans, rng.choice(first_of(space, space.training), size=n)) if space.told else None
+    rows, columns = first_of(space, space.training), list(space.told)
+    rows = rows[common(scans.loc[space.scans[rows], columns], space.subjects[rows])] if columns else rows
+    told = told_of(space, scans, rng.choice(rows, size=n)) if columns else None
     if kind == "prior":
         latents = prior_latents(n, space.values.shape[1], rng)
         return np.concatenate(list(space.draw_latents(latents, told))), "standard normal prior"
-    density = fit_density(space, kind=kind, seed=seed)
-    return np.concatenate(list(space.draw(density.sample(n, rng=rng), told))), density.words
+    density = fit_density(space, scans=scans if columns else None, columns=columns, kind=kind, seed=seed)
+    return np.concatenate(list(space.draw(density.sample(n, rng=rng, told=told), told))), density.words
 
 
 def pca_space(space: LatentSpace, volumes: Volumes, *, seed: int) -> tuple[LatentSpace, VoxelPca]:

@@ -9,7 +9,6 @@ import pandas as pd
 from nilatent.analysis.contrast import first_scans
 from nilatent.analysis.fusion.config import FusionConfig
 from nilatent.analysis.fusion.cv import Block, Said, blocks_of, say
-from nilatent.analysis.fusion.difference import difference
 from nilatent.analysis.fusion.importance import Importance, importances
 from nilatent.analysis.fusion.questions import Question
 from nilatent.analysis.fusion.ways import (
@@ -28,7 +27,7 @@ from nilatent.analysis.fusion.ways import (
     stacked,
     told_of,
 )
-from nilatent.analysis.prediction.compare import Comparison, subject_swaps
+from nilatent.analysis.prediction.compare import Comparison, compare, subject_swaps
 from nilatent.analysis.prediction.cv import Told
 from nilatent.analysis.prediction.measures import MAIN, Measured, measure, subject_weights
 from nilatent.analysis.prediction.targets import Target
@@ -195,7 +194,7 @@ class _Bench:
         """One way, measured, and compared with the best single one where it is given."""
         told, against = told_of(pieces, self.target, self.folds), None
         if best is not None and best.told is not None:
-            against = difference(
+            against = compare(
                 self.target,
                 told,
                 best.told,

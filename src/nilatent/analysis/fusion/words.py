@@ -65,7 +65,7 @@ def _carried(part: pd.DataFrame, alpha: float) -> str:
     single = part[part["way"] == SINGLE].sort_values("conditional", ascending=False)
     own = single[(single["q_conditional"] <= alpha) & (single["conditional"] > 0)]
     target = part["target"].iloc[0]
-    unit = "of the variance" if part["kind"].iloc[0] == "continuous" else "of the log loss"
+    unit = "of the squared error of knowing nothing" if part["kind"].iloc[0] == "continuous" else "of the log loss"
     named = [
         f"{row['features']} ({100 * row['conditional']:.0f} % {unit} [{100 * row['conditional_low']:.0f}, "
         f"{100 * row['conditional_high']:.0f}], q = {row['q_conditional']:.2g})"

@@ -109,9 +109,9 @@ def forecasts(
             training = visits.take(present & space.training[rows], least=MIN_TRAINED)
             unseen = visits.take(present & space.unseen[rows], least=1)
             unseen = unseen.take(np.isin(unseen.group, training.groups), least=1)
+            found.append(_of_space(space, regions, scans, training, unseen, weights, config, masked))
         except NotComparableError:
             continue
-        found.append(_of_space(space, regions, scans, training, unseen, weights, config, masked))
     n = sum(len(one.subject) for one in found)
     if n < MIN_FORESEEN:
         raise NotComparableError(

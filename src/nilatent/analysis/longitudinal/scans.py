@@ -92,6 +92,11 @@ def visits_of(scans: pd.DataFrame, config: LongitudinalConfig, *, complete: np.n
 def _contrasts(scans: pd.DataFrame, group: np.ndarray, config: LongitudinalConfig) -> tuple[tuple[str, str], ...]:
     if len(set(group)) < 2 and not config.contrast:
         return ()
+    odd = sorted(str(name) for name in set(group) if ":" in str(name))
+    if odd:
+        raise SettingError(
+            f"The group '{odd[0]}' of column '{config.group}' has a colon, which parts the groups of a contrast. Rename it."
+        )
     pairs = contrasts_of(scans.assign(**{config.group: group}), group=config.group, contrast=config.contrast)
     return tuple((case, reference) for case, _, reference in (pair.partition(":") for pair in pairs))
 

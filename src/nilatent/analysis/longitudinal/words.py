@@ -37,6 +37,11 @@ def answer(table: pd.DataFrame, visits: Visits, config: LongitudinalConfig) -> s
 
 def _differences(table: pd.DataFrame, pair: tuple[str, str], config: LongitudinalConfig) -> str:
     of_pair = table[(table["what"] == DIFFERENCE) & (table["group"] == ":".join(pair))]
+    if of_pair["p_fwe"].isna().all():
+        return (
+            f"Whether {pair[0]} and {pair[1]} change at different rates was not tested: no site has subjects of both who were "
+            "seen at two times, so none can take the place of another."
+        )
     parts, measured = [], set[str]()
     for kind, rows in of_pair.groupby("kind", sort=False):
         found = rows[rows["p_fwe"] <= config.alpha]

@@ -133,12 +133,20 @@ def sensitivity(
             config,
             n_models=len(models),
             n_training=n_training,
-            head_size="head_size_factor" in scans and "head_size_factor" not in config.covariates,
+            head_size="head_size_factor" in scans
+            and bool(scans["head_size_factor"].notna().any())
+            and "head_size_factor" not in config.covariates,
         ),
         n_scans=len(study.scans),
         n_subjects=len(set(study.subjects)),
         maps=_maps(shown, grid, mask),
     )
+
+
+def _size_is_loose(scans: pd.DataFrame, config: SensitivityConfig) -> bool:
+    """Head size is known and not held."""
+    name = "head_size_factor"
+    return name in scans and bool(scans[name].notna().any()) and name not in config.covariates
 
 
 def _check(

@@ -1,7 +1,8 @@
 """Effects of directions on regions: joined over models for what a column defines, of the study's model for single latents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,14 @@ from nilatent.analysis.directions import (
 )
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.sensitivity.decoder import Decoder, changes_of, departure, read_decoder, region_means
-from nilatent.analysis.sensitivity.people import Agreement, Unseen, agreement, permuted_pattern, rank_correlation
+from nilatent.analysis.sensitivity.people import (
+    Agreement,
+    Unseen,
+    agreement,
+    joint_p,
+    permuted_pattern,
+    rank_correlation,
+)
 from nilatent.atlas import RegionWeights
 from nilatent.errors import SettingError
 
@@ -205,9 +213,12 @@ def column_effect(
     truth, column = regions.loc[chosen].to_numpy(dtype=np.float64), values_of(asked)
     trained = [model.rows(chosen, model.space.training) for model in models]
     drawn = [_drawn(model, model.found[name], weights, config.reach) for model in models]
+    # One SD of a number is that of the first model's training scans throughout.
+    scales = [one.size / model.found[name].size if one.kind == "covariate" else 1.0 for model in models]
+    drawn = [(effect * scale, away, image * scale) for (effect, away, image), scale in zip(drawn, scales, strict=True)]
     by_model = np.array([effect for effect, _, _ in drawn])
     blank, size = np.full(truth.shape[1], np.nan), one.size
-    half_width, p, p_regional = blank, blank, blank
+    half_width, p, p_regional, decoded = blank, blank, blank, list[np.ndarray]()
     if one.kind in TESTED:
         decoded = [
             model.coordinates(chosen[own]) @ model.decoder.slopes.T for model, own in zip(models, trained, strict=True)
@@ -216,6 +227,20 @@ def column_effect(
     judges = {number: held for number, model in enumerate(models) if (held := _held(model, chosen, truth, asked))}
     slopes = [forward_pattern(truth[own], column[own], asked.confounds[own]) for own in trained]
     unseen = list(judges.values())
+    agrees = agreement([by_model[number] for number in judges], unseen, **_draws(config))
+    baseline_agrees = agreement([slopes[number] for number in judges], unseen, **_draws(config))
+    if len(judges) > 1:
+        judged = [
+            (models[number].rows(chosen, models[number].space.unseen), judges[number].regions) for number in judges
+        ]
+        claimed = [(trained[number], truth[trained[number]]) for number in judges]
+        test = partial(
+            joint_p, column, asked.confounds, asked.blocks, n_permutations=config.n_permutations, seed=config.seed
+        )
+        baseline_agrees = replace(baseline_agrees, p=test(claimed, judged))
+        if decoded:
+            claimed = [(trained[number], decoded[number]) for number in judges]
+            agrees = replace(agrees, p=test(claimed, judged))
     return Effect(
         direction=one,
         effect=by_model.mean(axis=0),
@@ -229,8 +254,8 @@ def column_effect(
         unseen=size * np.array([held.slopes for held in unseen]).reshape(-1, len(blank)),
         p_unseen=blank,
         baseline=size * np.mean(slopes, axis=0),
-        agrees=agreement([by_model[number] for number in judges], unseen, **_draws(config)),
-        baseline_agrees=agreement([slopes[number] for number in judges], unseen, **_draws(config)),
+        agrees=agrees,
+        baseline_agrees=baseline_agrees,
         n_unseen=sum(len(held.column) for held in unseen),
     )
 

@@ -153,7 +153,8 @@ class Agreement:
     r : float
         Mean over models, weighted by residual degrees of freedom, in [-1, 1].
     p : float
-        One-sided p by permuting the column among the unseen scans of each model.
+        One-sided. Of one model by permuting the column among its unseen scans; of several from :func:`joint_p`, or twice the
+        mean of theirs, because the unseen scans of one have made the claims of the others.
     by_model : ndarray
         (model,).
     """
@@ -187,7 +188,7 @@ def agreement(claims: Sequence[np.ndarray], unseen: Sequence[Unseen], *, n_permu
         return Agreement(float("nan"), float("nan"), np.empty(0))
     share = np.array([one.degrees for one in unseen], dtype=np.float64)
     share /= share.sum()
-    by_model, drawn = [], np.zeros(n_permutations)
+    by_model, p_each = [], []
     for number, (claim, one) in enumerate(zip(claims, unseen, strict=True)):
         basis = stats.confound_basis(one.confounds, len(one.column))
         x = stats.unit_residuals(one.column, basis, what="The column")[:, 0]
@@ -197,11 +198,58 @@ def agreement(claims: Sequence[np.ndarray], unseen: Sequence[Unseen], *, n_permu
         slopes = (shuffled - (shuffled @ basis) @ basis.T) @ one.regions
         r = rank_correlation(slopes, claim)
         by_model.append(r[0])
-        drawn += share[number] * r[1:]
-    observed = float(share @ by_model)
-    return Agreement(
-        observed, float((1 + (drawn >= observed - 1e-12).sum()) / (1 + n_permutations)), np.array(by_model)
-    )
+        p_each.append((1 + (r[1:] >= r[0] - 1e-12).sum()) / (1 + n_permutations))
+    # Twice the mean holds whatever binds the models together (Vovk & Wang 2020, doi:10.1093/biomet/asaa027).
+    p = p_each[0] if len(p_each) == 1 else min(2 * float(np.mean(p_each)), 1.0)
+    return Agreement(float(share @ by_model), float(p), np.array(by_model))
+
+
+def joint_p(
+    column: np.ndarray,
+    confounds: np.ndarray,
+    blocks: np.ndarray | None,
+    claims: Sequence[tuple[np.ndarray, np.ndarray]],
+    judges: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    n_permutations: int,
+    seed: int,
+) -> float:
+    """One-sided p of the agreement of several models whose claims come from one another's unseen scans.
+
+    The column is permuted over all subjects at once, and claims and slopes of unseen scans are fitted again.
+
+    Parameters
+    ----------
+    column, confounds, blocks : ndarray
+        (subject,), (subject, confound) and (subject,) or None: what is compared by, what is held, and the site.
+    claims, judges : Sequence of tuple
+        Of each model, in the same order: rows among the subjects, and (row, region) of which the slopes on the column are its
+        claim, or what its unseen scans do.
+    n_permutations, seed : int
+        Of the test.
+    """
+    basis = stats.confound_basis(confounds, len(column))
+    left = column - basis @ (basis.T @ column)
+    shuffled = np.vstack([left, left[stats.permutations(len(left), n_permutations, seed=seed, blocks=blocks)]])
+    total = np.zeros(len(shuffled))
+    for claim, judge in zip(claims, judges, strict=True):
+        one, other = (_by_rank(_slopes(shuffled[:, rows], values, confounds[rows])) for rows, values in (claim, judge))
+        total += len(judge[0]) * (one * other).sum(axis=1)
+    return float((1 + (total[1:] >= total[0] - 1e-12).sum()) / len(total))
+
+
+def _slopes(column: np.ndarray, values: np.ndarray, confounds: np.ndarray) -> np.ndarray:
+    """(draw, region) slopes up to a factor above 0 of each draw, which ranks do not see."""
+    basis = stats.confound_basis(confounds, len(values))
+    return np.asarray((column - (column @ basis) @ basis.T) @ values)
+
+
+def _by_rank(table: np.ndarray) -> np.ndarray:
+    """Rows of unit length whose products are rank correlations; zero for a constant row."""
+    ranks = rankdata(table, axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(ranks, axis=1, keepdims=True)
+    return np.asarray(np.divide(ranks, size, out=np.zeros_like(ranks), where=size > 0))
 
 
 def rank_correlation(table: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def region_table(
     """
     parts = [_of_direction(one, weights, mean) for one in effects]
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
-    return table if lrcp is None else _joined(table, lrcp)
+    return table if lrcp is None else _joined(table, lrcp, set(weights.names))
 
 
 def _of_direction(one: Effect, weights: RegionWeights, mean: np.ndarray) -> pd.DataFrame:
@@ -78,10 +78,10 @@ def _of_direction(one: Effect, weights: RegionWeights, mean: np.ndarray) -> pd.D
     return part.head(N_TOP) if one.direction.kind in SCORES else part
 
 
-def _joined(table: pd.DataFrame, lrcp: pd.DataFrame) -> pd.DataFrame:
+def _joined(table: pd.DataFrame, lrcp: pd.DataFrame, regions: set[str]) -> pd.DataFrame:
     contrasts = lrcp["contrast"].astype(str) if "contrast" in lrcp else None
     known = set(lrcp["name"].astype(str))
-    strange = sorted(known - set(table["region"])) or sorted(set(table["region"]) - known)
+    strange = sorted(known - regions) or sorted(regions - known)
     if strange:
         raise SettingError(
             f"Region {strange[0]} is in the table of LRCP or of the atlas alone. Run LRCP on this atlas."

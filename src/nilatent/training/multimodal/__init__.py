@@ -31,7 +31,7 @@ from nilatent.volumes import Volumes
 __all__ = ["MultimodalConfig", "TrainedMultimodal", "load_multimodal", "train_multimodal"]
 
 # Raised when resume.safetensors holds something else, so that older ones are not taken up.
-RESUME_VERSION = 1
+RESUME_VERSION = 2
 # An epoch must beat the start by this many standard errors of the gain over validation subjects.
 N_STANDARD_ERRORS = 2.0
 
@@ -258,6 +258,7 @@ def _advance(run: Training, progress: Progress, *, loss: float, began: float) ->
     better = not progress.history or (
         row["validation_elbo"] > progress.history[progress.best_epoch]["validation_elbo"]
         and _convincing(run, found.total)
+        and _as_joint(run.joined.names, row, progress.history[0])
     )
     row["best_epoch"] = epoch if better else progress.best_epoch
     best = (

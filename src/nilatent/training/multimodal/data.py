@@ -224,6 +224,11 @@ def check_modalities(modalities: Mapping[str, Modality], parts: pd.DataFrame) ->
         raise SettingError(
             f"A joint model takes two modalities or more, one of them volumes; given: {', '.join(modalities) or 'none'}."
         )
+    for name in modalities:
+        if not name.isidentifier() or hasattr(torch.nn.ModuleDict(), name):
+            raise SettingError(
+                f"A modality cannot be named '{name}'. Use letters, digits and _, and no word such as 'type'."
+            )
     for name, index in [*((name, _index(one)) for name, one in modalities.items()), ("the split", parts.index)]:
         if index.has_duplicates:
             raise CohortError(f"Scan {index[index.duplicated()][0]} stands twice in {name}. Every scan has one row.")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nilatent.errors import SettingError
+
 Array = npt.NDArray[np.float64]
 Blocks = Sequence[slice]
 # Strengths of the ridge that are tried, in units of the mean variance of a modality's values.
@@ -225,6 +227,10 @@ def choose_sharing(
         At a gain of 0 or less nothing shared can be shown; it is the fewest latents with the strongest ridge then.
     """
     people = np.unique(subject)
+    if len(people) < 2:
+        raise SettingError(
+            "What modalities share is judged on left-out people, and the training part has one. Bring more."
+        )
     order = np.random.default_rng(seed).permutation(len(people))
     fold_of = dict(zip(people[order], np.arange(len(people)) % min(N_FOLDS, len(people)), strict=True))
     fold = np.array([fold_of[one] for one in subject])

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nilatent.analysis.blur.bands import Bands
 from nilatent.analysis.density import fit_density, prior_latents
+from nilatent.analysis.density.columns import common
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.volumes import Volumes, VoxelPca, voxel_pca
 
@@ -117,7 +118,11 @@ def _samples(
     rng = np.random.default_rng(seed)
     rows = np.repeat(rows, SAMPLES_EACH)
     told = _told(space, scans, rows)
-    density = fit_density(space, scans=scans if space.told else None, columns=space.told, seed=seed)
+    learnt = space.training
+    given = [
+        name for name in space.told if common(scans.loc[space.scans[learnt], [name]], space.subjects[learnt]).all()
+    ]
+    density = fit_density(space, scans=scans if given else None, columns=given, seed=seed)
     drawn = {SAMPLES: space.draw(density.sample(len(rows), rng=rng, told=told), told)}
     if space.has_prior:
         latents = prior_latents(len(rows), space.values.shape[1], rng)
