@@ -228,6 +228,17 @@ def test_between_two_scans_a_linear_decoder_is_a_cross_fade(run: Run, tmp_path: 
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("n_steps", "share"), [(2, None), (3, "At 50 % of the way"), (4, " of the way the drawing")])
+def test_what_is_said_of_the_way_is_said_of_where_it_was_measured(
+    run: Run, tmp_path: Path, n_steps: int, share: str | None
+) -> None:
+    folder = travel.interpolate(Path("run"), tmp_path / "out", "sub-50", "sub-51", n_steps=n_steps)
+    page = (folder / "travel.json").read_text()
+    assert ("of the way the drawing" in page) == (share is not None)
+    assert share is None or share in page
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_between_two_scans_a_bent_decoder_adds_something(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

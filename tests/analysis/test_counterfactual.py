@@ -140,6 +140,16 @@ def test_categories_move_from_the_level_of_each_scan(world):
     np.testing.assert_allclose(both, steps + 5 * years, atol=1e-9)
 
 
+def test_a_site_that_is_changed_is_not_held(world):
+    made = world()
+    space, scans = made.spaces[1], made.scans.assign(site=np.where(np.arange(len(made.scans)) % 2, "a", "b"))
+    rows = np.flatnonzero(space.unseen)[:4]
+    plain, _ = shift(space, scans, rows, {"site": "a"})
+    named, _ = shift(space, scans, rows, {"site": "a"}, site="site")
+    np.testing.assert_allclose(named, plain)
+    assert np.abs(plain).max() > 0
+
+
 def test_a_decoder_that_is_told_the_column_is_told_anew_and_latents_stay(world):
     made = world(told=("age",))
     space, scans, rows = made.spaces[0], made.scans, np.array([3, 4])

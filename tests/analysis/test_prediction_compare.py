@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_swaps_are_measures_of_exchanged_predictions(rng, kind):
     reached = (np.sqrt(2.5) * np.abs(swapped) >= abs(observed) - 1e-9).sum()
     assert found.p_value == pytest.approx((1 + reached) / 401)
     assert found.low < found.difference < found.high
+
+
+def test_the_interval_allows_for_folds_that_share_training_scans(rng):
+    y = rng.standard_normal(40)
+    target = Target("t", "continuous", np.arange(40), y, (), {}, "t")
+    first, second = (told_of(y + rng.standard_normal(40)) for _ in range(2))
+    plain = [replace(one, folds=np.zeros(40)) for one in (first, second)]
+    wide, narrow = compared(target, first, second, np.arange(40)), compared(target, *plain, np.arange(40))
+    assert wide.high - wide.low == pytest.approx(np.sqrt(2.5) * (narrow.high - narrow.low))
+    assert wide.difference == narrow.difference
 
 
 def test_equal_predictions_do_not_differ(rng):

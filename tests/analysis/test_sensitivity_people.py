@@ -171,3 +171,27 @@ def test_p_over_models_finds_what_is_there_and_holds_confounds(rng):
     only_confound = rng.normal(size=(60, REGIONS)) + confound * claim
     assert joint_p(column, confound, None, *crossfitted(column, only_confound), **given) > 0.05
     assert joint_p(column, np.ones((60, 0)), None, *crossfitted(column, only_confound), **given) <= 0.02
+
+
+def test_p_over_models_is_that_of_fitting_everything_again(rng):
+    confound = rng.normal(size=(24, 1))
+    column = 0.5 * rng.normal(size=24) + confound[:, 0]
+    regions = rng.normal(size=(24, REGIONS)) + column[:, None] * np.linspace(-0.3, 0.3, REGIONS)
+    claims, judges = crossfitted(column, regions)
+    design = np.column_stack([np.ones(24), confound])
+    left = column - design @ np.linalg.lstsq(design, column, rcond=None)[0]
+
+    def statistic(values):
+        total = 0.0
+        for claim, judge in zip(claims, judges, strict=True):
+            slopes = [
+                np.linalg.lstsq(np.column_stack([values[rows], design[rows]]), y, rcond=None)[0][0]
+                for rows, y in (claim, judge)
+            ]
+            total += len(judge[0]) * spearmanr(*slopes).statistic
+        return total
+
+    orders = stats.permutations(24, 199, seed=3)
+    reached = sum(statistic(left[order]) >= statistic(left) - 1e-9 for order in orders)
+    found = joint_p(column, confound, None, claims, judges, n_permutations=199, seed=3)
+    assert found == pytest.approx((1 + reached) / 200)

@@ -82,6 +82,33 @@ def test_a_model_that_knows_nothing_of_the_group_teaches_nothing(rng):
     assert abs(np.mean([one.at[SYNTHETIC, "auc"] for one in found]) - 0.5) < 0.2
 
 
+def test_the_gain_is_over_real_scans_and_has_its_sign(rng):
+    found = run(*study(rng, blind=True))
+    assert found.at[SYNTHETIC, "auc_gain"] < -0.1
+    assert found.at[SYNTHETIC, "auc_gain"] == pytest.approx(
+        found.at[SYNTHETIC, "auc"] - found.at[REAL, "auc"], abs=0.02
+    )
+
+
+def test_a_third_group_bends_no_density(rng):
+    spaces, regions, scans, weights = study(rng)
+    plain = run(spaces, regions, scans, weights, contrast="AD:CN")
+    other = scans.index[::5]
+    scans.loc[other, "group"] = "far"
+    # So far spread that a density of all three would drown the two that are compared.
+    spread = np.where(scans["group"] == "far", 50.0, 1.0)[:, None]
+    far = [replace(one, values=one.values * spread) for one in spaces]
+    bent = run(far, regions, scans, weights, contrast="AD:CN")
+    assert abs(bent.at[SYNTHETIC, "auc"] - plain.at[SYNTHETIC, "auc"]) < 0.1
+
+
+def test_a_rare_or_missing_condition_is_passed_over(rng):
+    spaces, regions, scans, weights = study(rng)
+    for value in (np.nan, "other"):
+        scans.loc[scans.index[3], "sex"] = value
+        assert run(spaces, regions, scans, weights).at[SYNTHETIC, "auc"] > 0.8
+
+
 def test_training_on_real_scans_is_the_head_of_each_space_on_its_unseen_scans(rng):
     spaces, regions, scans, weights = study(rng)
     found = run(spaces, regions, scans, weights)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,12 +18,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
+from nilatent.errors import SettingError
 from nilatent.plots import style
-
-if TYPE_CHECKING:
-    from nilatent.report.slider import Slider
+from nilatent.plots.strip import FRAME_DPI
 
 PIXELS_PER_INCH = 96
+PNG_SIZE = slice(16, 24)
+"""Where the header of a PNG holds its width and height."""
 MISSING = "–"
 DARK_INK = "#e4e7eb"
 
@@ -94,6 +95,69 @@ class Sheet:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Slider:
+    """What the range input goes through.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits, ``_`` and ``-``; unique on its page.
+    what : str
+        What changes from step to step: the label of the input.
+    labels : tuple[str, ...]
+        Of each step.
+    frames : tuple[bytes, ...]
+        PNG of each step, all of one size.
+    start : int
+        The step shown first.
+    caption : str
+        What is seen.
+
+    Raises
+    ------
+    SettingError
+        When there are not as many labels as frames, none at all, or no such start.
+    """
+
+    name: str
+    what: str
+    labels: tuple[str, ...]
+    frames: tuple[bytes, ...]
+    start: int
+    caption: str
+
+    def __post_init__(self) -> None:
+        """Refuse a slider that shows nothing or has no name to be found by."""
+        if not self.frames or len(self.labels) != len(self.frames) or not 0 <= self.start < len(self.frames):
+            raise SettingError(
+                f"A slider has a label for every frame and starts at one of them, got {len(self.labels)} labels, "
+                f"{len(self.frames)} frames and the start {self.start}. Draw one frame per label."
+            )
+        if not self.name.replace("-", "").replace("_", "").isalnum() or not self.name.isascii():
+            raise SettingError(f"A slider is called by letters, digits, _ and -, got '{self.name}'. Rename it.")
+
+    @property
+    def sources(self) -> list[str]:
+        """Data URIs of the frames."""
+        return [f"data:image/png;base64,{base64.b64encode(frame).decode()}" for frame in self.frames]
+
+    @property
+    def width(self) -> int:
+        """CSS pixels of a frame."""
+        return self._size()[0]
+
+    @property
+    def height(self) -> int:
+        """CSS pixels of a frame."""
+        return self._size()[1]
+
+    def _size(self) -> tuple[int, int]:
+        sides = self.frames[0][PNG_SIZE]
+        width, height = (int.from_bytes(sides[start : start + 4], "big") for start in (0, 4))
+        return round(width * PIXELS_PER_INCH / FRAME_DPI), round(height * PIXELS_PER_INCH / FRAME_DPI)
+
+
 @dataclass(frozen=True)
 class Section:
     """One part of the page; `not_run` holds the reason when there is nothing to show."""
@@ -111,7 +175,7 @@ class Section:
     caveats: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     scatter: Mapping[str, Any] | None = None
-    sliders: tuple["Slider", ...] = ()
+    sliders: tuple[Slider, ...] = ()
 
 
 @dataclass(frozen=True)

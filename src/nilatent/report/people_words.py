@@ -41,7 +41,7 @@ def prediction(run: Run) -> str:
         f"there.{sited} The same was done from regional means, voxel components of equal size, covariates, and head size with "
         f"tissue volumes.{times} Intervals are bootstrap intervals over persons; p-values repeat the whole procedure under at "
         f"most {settings.get('n_permutations', 0):,} shuffles of the labels{shuffled}, with early stopping [besag]; two feature "
-        "sets are compared by swapping their predictions within persons."
+        "sets are compared by swapping their predictions within persons, allowing for folds that share training scans [nadeau]."
     )
 
 

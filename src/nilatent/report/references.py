@@ -43,6 +43,10 @@ REFERENCES: dict[str, Reference] = {
     "expost": Reference(
         "Ghosh P, et al. From variational to deterministic autoencoders. ICLR 2020.", "10.48550/arXiv.1903.12436"
     ),
+    "nadeau": Reference(
+        "Nadeau C, Bengio Y. Inference for the generalization error. Machine Learning 2003;52:239-281.",
+        "10.1023/A:1024068626366",
+    ),
     "mmd": Reference(
         "Gretton A, et al. A kernel method for the two-sample problem. 2008 (Journal of Machine Learning Research "
         "2012;13:723-773).",

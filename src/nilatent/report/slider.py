@@ -4,88 +4,22 @@ Without scripts every step stands below the last. The script has no text from da
 has escaped, and are shown as text.
 """
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 import nilatent
-from nilatent.errors import SettingError
 from nilatent.finding import Finding
 from nilatent.plots import strip
 from nilatent.provenance import atomic
 from nilatent.report import page
+from nilatent.report.page import Slider
 from nilatent.report.quality import page_file
 
-CSS_DPI = 96
+__all__ = ["Slider", "direction_sliders", "slider_script", "write_slider"]
+
 MAIN_KINDS, MAX_SLIDERS = ("group", "covariate"), 3
-PNG_SIZE = slice(16, 24)
-"""Where the header of a PNG holds its width and height."""
-
-
-@dataclass(frozen=True, eq=False)
-class Slider:
-    """What the range input goes through.
-
-    Parameters
-    ----------
-    name : str
-        Letters, digits, ``_`` and ``-``; unique on its page.
-    what : str
-        What changes from step to step: the label of the input.
-    labels : tuple[str, ...]
-        Of each step.
-    frames : tuple[bytes, ...]
-        PNG of each step, all of one size.
-    start : int
-        The step shown first.
-    caption : str
-        What is seen.
-
-    Raises
-    ------
-    SettingError
-        When there are not as many labels as frames, none at all, or no such start.
-    """
-
-    name: str
-    what: str
-    labels: tuple[str, ...]
-    frames: tuple[bytes, ...]
-    start: int
-    caption: str
-
-    def __post_init__(self) -> None:
-        """Refuse a slider that shows nothing or has no name to be found by."""
-        if not self.frames or len(self.labels) != len(self.frames) or not 0 <= self.start < len(self.frames):
-            raise SettingError(
-                f"A slider has a label for every frame and starts at one of them, got {len(self.labels)} labels, "
-                f"{len(self.frames)} frames and the start {self.start}. Draw one frame per label."
-            )
-        if not self.name.replace("-", "").replace("_", "").isalnum() or not self.name.isascii():
-            raise SettingError(f"A slider is called by letters, digits, _ and -, got '{self.name}'. Rename it.")
-
-    @property
-    def sources(self) -> list[str]:
-        """Data URIs of the frames."""
-        return [f"data:image/png;base64,{base64.b64encode(frame).decode()}" for frame in self.frames]
-
-    @property
-    def width(self) -> int:
-        """CSS pixels of a frame."""
-        return self._size()[0]
-
-    @property
-    def height(self) -> int:
-        """CSS pixels of a frame."""
-        return self._size()[1]
-
-    def _size(self) -> tuple[int, int]:
-        sides = self.frames[0][PNG_SIZE]
-        width, height = (int.from_bytes(sides[start : start + 4], "big") for start in (0, 4))
-        return round(width * CSS_DPI / strip.FRAME_DPI), round(height * CSS_DPI / strip.FRAME_DPI)
 
 
 def slider_script() -> str:
