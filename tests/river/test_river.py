@@ -102,6 +102,7 @@ def test_a_frozen_head_speaks_of_scans_from_elsewhere(finished: Path, nilatent: 
     assert own.returncode == 2
 
 
+@pytest.mark.slow
 def test_one_command_trains_on_some_data_sets_and_judges_another(
     simulated: Path, settings: Path, nilatent: Call, tmp_path: Path
 ):
@@ -227,6 +228,7 @@ def test_truth_is_written_beside_the_simulated_scans(simulated: Path):
     assert truth
 
 
+@pytest.mark.slow
 def test_scans_left_out_follow_the_source_though_nothing_is_computed_again(
     source: Path, nilatent: Call, tmp_path: Path
 ):
