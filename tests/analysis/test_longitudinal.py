@@ -329,6 +329,13 @@ def test_without_models_regions_alone_are_judged(cohort):
     pd.testing.assert_frame_equal(rows, found.table)
 
 
+def test_groups_that_no_site_shares_are_not_said_to_change_alike(cohort):
+    scans = cohort.scans.assign(site=cohort.scans["group"])
+    said = replace(cohort, scans=scans).find([], replace(CONFIG, site="site")).answer
+    assert "was not tested" in said
+    assert "regions change at another rate" not in said
+
+
 def test_what_cannot_be_asked_is_not_run_and_says_why(cohort, rng):
     spaces = cohort.spaces(rng)
     once = cohort.scans["session_id"] == "ses-0"
