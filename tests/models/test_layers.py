@@ -66,8 +66,10 @@ def test_norm_and_bend_are_torchs(shape: tuple[int, int, int], width: int) -> No
     _agree(layer, lambda x: functional.silu(plain(x)), x)
     layer(x).sum().backward()
     functional.silu(plain(x)).sum().backward()
+    # A sum over all voxels of terms of order one, in single precision: its rounding grows with their number.
+    rounding = 5e-6 * x[:, 0].numel()
     for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=max(2e-3, rounding))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
