@@ -1,6 +1,6 @@
 import pytest
 
-from nilatent.map_names import read_map_name
+from nilatent.map_names import in_template, of_tissue, read_map_name
 
 # Name: tissue, modulation, smoothing in mm, on the template, scan, kind.
 NAMES = {
@@ -125,3 +125,41 @@ def test_volumes_rank_before_probabilities_and_sharp_before_smooth():
     ranks = [read_map_name(f"{name}.nii").rank for name in names]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
+
+
+@pytest.mark.parametrize(
+    ("name", "white"),
+    [
+        ("s6mwmwp1rsub-01_ses-1_T1w.nii", "s6mwmwp2rsub-01_ses-1_T1w.nii"),
+        ("c1_mwp1sub-1.nii.gz", "c1_mwp2sub-1.nii.gz"),
+        ("sub-1_space-MNI152_label-GM_desc-modulatedSmooth8_probseg.nii.gz",) * 2,
+        (
+            "sub-1_T1w_segm-graymatter_space-Ixi549Space_modulated-on_probability.nii",
+            "sub-1_T1w_segm-whitematter_space-Ixi549Space_modulated-on_probability.nii",
+        ),
+        ("sub-1_T1w.nii", None),
+        ("c4sub-1.nii", None),
+    ],
+)
+def test_the_map_of_another_tissue_is_called_alike(name, white):
+    white = white.replace("label-GM", "label-WM") if white else None
+    assert of_tissue(name, "WM") == white
+    assert white is None or of_tissue(white, "GM") == name
+    assert white is None or read_map_name(white).tissue == "WM"
+
+
+def test_images_of_any_kind_say_by_name_whether_they_lie_on_the_template():
+    there = (
+        "wsub-1_FLAIR.nii",
+        "s6wmsub-1_T1w.nii",
+        "sub-1_space-MNI152NLin6Asym_res-2_desc-preproc_T2w.nii.gz",
+        "mwp1a.nii",
+    )
+    not_there = (
+        "sub-1_FLAIR.nii",
+        "sub-1_space-T1w_FLAIR.nii",
+        "sub-1_space-MNIInfant_T2w.nii",
+        "wFLAIR.nii",
+        "p1sub-1.nii",
+    )
+    assert [name for name in (*there, *not_there) if in_template(name)] == list(there)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
-from nilatent import sources
+from nilatent import further, sources
 from nilatent.errors import CohortError
 from nilatent.provenance import atomic, hash_values, read_json, write_json
-from nilatent.tables import RESERVED, read_tsv
+from nilatent.tables import MISSING_WORDS, RESERVED, image_columns, read_tsv
 from nilatent.variables import check_age, check_units, sex, typed
 
 EXCLUDED_COLUMNS = ("scan_id", "path", "stage", "rule", "reason")
@@ -27,8 +28,10 @@ DESCRIPTIONS = {
 }
 
 
-# Columns that hold paths: written relative to the folder of the table, read back as absolute.
+# Columns that hold paths, beside those of further images: written relative to the folder of the table, read as absolute.
 PLACES = ("path", "gm_path")
+# Named on the terminal; all others stand in notes.tsv.
+NOTES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +42,20 @@ class Cohort:
     ----------
     scans : DataFrame
         Index ``scan_id`` (unique, safe as a file name); columns ``subject_id``, ``session_id``, ``dataset``, ``path``,
-        ``sha256``, ``source_id`` and the variables of the sources.
+        ``sha256``, ``source_id`` and the variables of the sources; for every further modality ``image_<name>`` and
+        ``image_<name>_sha256``, NaN where a scan has no such image.
     excluded : DataFrame
         Scans that were left out: ``scan_id``, ``path``, ``stage``, ``rule``, ``reason``.
     columns : dict[str, dict]
         Data dictionary of the columns, in the form of a BIDS side-car.
+    notes : DataFrame
+        Further images that were passed over, whose scans stay: ``scan_id``, ``modality``, ``path``, ``rule``, ``reason``.
     """
 
     scans: pd.DataFrame
     excluded: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EXCLUDED_COLUMNS)))
     columns: dict[str, Any] = field(default_factory=dict)
+    notes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(further.NOTE_COLUMNS)))
 
     def __post_init__(self) -> None:
         """Refuse a scan that stands twice: rows could no longer be joined by scan."""
@@ -59,7 +66,7 @@ class Cohort:
     @property
     def content_hash(self) -> str:
         """Hash of every row, the same before and after writing; the files' place does not enter, their bytes do."""
-        table = typed(self.scans.drop(columns=[name for name in PLACES if name in self.scans]).reset_index())
+        table = typed(self.scans.drop(columns=_places(self.scans)).reset_index())
         return hash_values([list(table.columns), table.astype(str).to_numpy().tolist()])
 
     @property
@@ -68,11 +75,16 @@ class Cohort:
         return int(self.scans["subject_id"].nunique())
 
 
+def _places(scans: pd.DataFrame) -> list[str]:
+    return [*(name for name in PLACES if name in scans), *image_columns(scans)]
+
+
 def read_cohort(
     paths: Sequence[Path],
     *,
     suffix: str = "auto",
     column_aliases: Mapping[str, str] | None = None,
+    images: Mapping[str, str] | None = None,
 ) -> Cohort:
     """One cohort from any number of sources, all equal.
 
@@ -86,6 +98,10 @@ def read_cohort(
         maps where there are any, otherwise T1w.
     column_aliases : Mapping[str, str], optional
         Our name to the source's, such as ``{"sex": "gender"}``; used by the sources that lack our name.
+    images : Mapping[str, str], optional
+        Name of a further modality to the BIDS suffix (in folders) or the column (in tables) of its images, such as
+        ``{"flair": "FLAIR"}``; see :func:`nilatent.further.read_further`. A scan or a source may lack any. ``WM`` and
+        ``CSF`` of raw T1 scans are made by the recipe, so that these have no columns.
 
     Returns
     -------
@@ -97,16 +113,23 @@ def read_cohort(
     ------
     CohortError
         When a source cannot be read at all or holds no image, an alias names no column, an age is no number of years,
-        a sex is neither of the known words, or two sources give a column in different units.
+        a sex is neither of the known words, two sources give a column in different units, or no scan has an image of a
+        further modality.
+    SettingError
+        When a further modality has a name of which no column can be made, or two are the same images.
     """
     if not paths:
         raise CohortError("No source was given. Name a BIDS folder, a CAT12 folder or a table of paths.")
-    found = [sources.read_source(Path(path), suffix=suffix) for path in paths]
+    wanted = images if images is not None else {}
+    further.check_modalities(wanted)
+    read = [sources.read_source(Path(path), suffix=suffix) for path in paths]
+    beside = [further.read_further(source, Path(path), wanted) for source, path in zip(read, paths, strict=True)]
+    found = [one.source for one in beside]
     aliases = column_aliases if column_aliases is not None else {}
     _check_aliases(found, aliases)
-    tables, excluded = [], []
+    tables, excluded, notes = [], [], []
     columns: dict[str, Any] = {}
-    for source, name in zip(found, _unique_names([source.name for source in found]), strict=True):
+    for source, noted, name in zip(found, beside, _unique_names([source.name for source in found]), strict=True):
         prefix = f"{name}_" if len(found) > 1 else ""
         renames = _renames(source.scans, aliases)
         own_columns = {renames.get(column, column): value for column, value in source.columns.items()}
@@ -118,11 +141,24 @@ def read_cohort(
         table["scan_id"] = prefix + table["scan_id"]
         tables.append(table)
         excluded += [row | {"scan_id": prefix + row["scan_id"], "stage": "read"} for row in source.problems]
+        notes += [note | {"scan_id": prefix + note["scan_id"]} for note in noted.notes]
         check_units(columns, own_columns, name)
         columns = own_columns | columns
-    table = typed(pd.concat(tables, ignore_index=True))
-    cohort = Cohort(table.set_index("scan_id"), _excluded(excluded), columns)
+    offered = {word for one in beside for word in one.offered}
+    table, more = further.complete(pd.concat(tables, ignore_index=True), wanted, offered)
+    known = pd.DataFrame([*notes, *more], columns=list(further.NOTE_COLUMNS))
+    _show(known)
+    cohort = Cohort(typed(table).set_index("scan_id"), _excluded(excluded), columns, known)
     return _without_copies(cohort)
+
+
+def _show(notes: pd.DataFrame) -> None:
+    """Say in yellow which further images were passed over."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    for note in notes.head(NOTES_SHOWN).itertuples():
+        console.print(f"{note.scan_id}, {note.modality}: {note.reason}", style="yellow")
+    if len(notes) > NOTES_SHOWN:
+        console.print(f"and {len(notes) - NOTES_SHOWN} more, in notes.tsv of the cohort", style="yellow")
 
 
 def _unique_names(names: Sequence[str]) -> list[str]:
@@ -233,7 +269,9 @@ def select(cohort: Cohort, subjects: Sequence[str] = (), *, sessions: Sequence[s
     listed = (owners.isin(own) | (not own)) & (rest.isin([*at, ""]) | (not at))
     if not (wanted.any() or listed.any()):
         raise CohortError(f"No scan is of {', '.join(own)} and of {', '.join(at)}. Ask for labels that go together.")
-    return replace(cohort, scans=scans[wanted], excluded=cohort.excluded[listed])
+    kept = scans[wanted]
+    notes = cohort.notes[cohort.notes["scan_id"].isin(kept.index)]
+    return replace(cohort, scans=kept, excluded=cohort.excluded[listed], notes=notes)
 
 
 def _named(labels: Sequence[str], known: Collection[str], kind: str, prefix: str) -> list[str]:
@@ -249,17 +287,31 @@ def _named(labels: Sequence[str], known: Collection[str], kind: str, prefix: str
 def write_cohort(cohort: Cohort, folder: Path) -> list[Path]:
     """Write ``scans.tsv``, ``excluded.tsv`` and ``scans.json`` (the data dictionary); returns the paths.
 
-    Images inside the folder are written relative to it, so that a folder that was moved or copied keeps its own.
+    Images inside the folder are written relative to it, so that a folder that was moved or copied keeps its own. Notes, if
+    any, stand beside them in ``notes.tsv``.
     """
     paths = [folder / "scans.tsv", folder / "excluded.tsv", folder / "scans.json"]
-    named = [name for name in PLACES if name in cohort.scans]
-    places = {name: [_relative(Path(path), folder) for path in cohort.scans[name]] for name in named}
+    places = {name: [_relative(path, folder) for path in cohort.scans[name]] for name in _places(cohort.scans)}
     with atomic(paths[0]) as temporary:
         cohort.scans.assign(**places).to_csv(temporary, sep="\t", index_label="scan_id", na_rep="n/a")
     write_excluded(cohort, paths[1])
     described = {name: {"Description": DESCRIPTIONS.get(str(name), "As given by the source")} for name in cohort.scans}
+    for name in image_columns(cohort.scans):
+        described[name] = {
+            "Description": f"Image of the modality {name.removeprefix('image_')}, empty where there is none"
+        }
+        described[f"{name}_sha256"] = {"Description": "Hash of that file's bytes"}
     write_json(paths[2], described | cohort.columns)
+    _write_notes(cohort, folder / "notes.tsv")
     return paths
+
+
+def _write_notes(cohort: Cohort, path: Path) -> None:
+    if cohort.notes.empty:
+        path.unlink(missing_ok=True)
+        return
+    with atomic(path) as temporary:
+        cohort.notes.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
 
 
 def write_excluded(cohort: Cohort, path: Path) -> None:
@@ -268,8 +320,10 @@ def write_excluded(cohort: Cohort, path: Path) -> None:
         cohort.excluded.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
 
 
-def _relative(path: Path, folder: Path) -> str:
-    place, root = path.absolute(), Path(folder).absolute()
+def _relative(path: object, folder: Path) -> str:
+    if pd.isna(path):  # type: ignore[call-overload]
+        return ""
+    place, root = Path(str(path)).absolute(), Path(folder).absolute()
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
 
@@ -293,14 +347,16 @@ def load_cohort(folder: Path) -> Cohort:
         raise CohortError(
             f"{folder / 'scans.tsv'} lacks the column {absent[0]}. Run `nilatent run` or `prepare` again."
         )
-    for name in PLACES:
-        if name in scans:
-            scans[name] = [str(folder / path) for path in scans[name]]
+    for name in _places(scans):
+        # Joined to the folder, no path would be the folder itself.
+        scans[name] = ["" if path in MISSING_WORDS else str(folder / path) for path in scans[name]]
     excluded = read_tsv(folder / "excluded.tsv").reset_index(drop=True)
+    noted = folder / "notes.tsv"
+    notes = {"notes": read_tsv(noted).reset_index(drop=True)} if noted.is_file() else {}
     try:
         columns = read_json(folder / "scans.json")
     except ValueError as error:
         raise CohortError(
             f"{folder / 'scans.json'} is not JSON: {error}. Run `nilatent run` or `prepare` again."
         ) from error
-    return Cohort(typed(scans).set_index("scan_id"), excluded, columns)
+    return Cohort(typed(scans).set_index("scan_id"), excluded, columns, **notes)

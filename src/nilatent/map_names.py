@@ -30,6 +30,9 @@ CAT12_AFFINE = r"r?p(?P<tissue>[1-6])(?:_(?:affine|large)_?(?P<source>.+)|(?P<be
 SPM_NATIVE = r"r?c(?P<tissue>[1-6])(?P<source>[A-Za-z].*)"
 CAT12_NATIVE = r"r?p(?P<tissue>[1-6])(?P<source>[A-Za-z].*)"
 PLAIN_LABEL = r"(?P<source>.+?)_label-(?P<tissue>GM|WM|CSF)"
+# Images that are no maps: the entity of BIDS, and SPM's w for warped before a name of BIDS (wsub-, wmsub-, s6wrsub-).
+SPACE_ENTITY = re.compile(r"_space-([^_]+)")
+WARPED = re.compile(rf"^(?:s(?:{NUMBER})?)?wm?r?(?=sub-)")
 SPM_SPACE = "MNI152 of SPM (IXI549Space in SPM12)"
 CAT12_SPACE = "MNI152 of CAT12 (MNI152NLin2009cAsym, IXI555 in older versions)"
 # Pattern of the whole name, who writes it, and the template space where the name does not state it ("" for the
@@ -122,6 +125,55 @@ def read_map_name(name: str) -> MapName | None:
         if match is not None:
             return _described(match, tool, space)
     return None
+
+
+def in_template(name: str) -> bool:
+    """Whether an image of any kind lies on the template of adults, as far as its file name says.
+
+    Examples
+    --------
+    >>> in_template("sub-01_space-MNI152NLin2009cAsym_desc-preproc_FLAIR.nii.gz"), in_template("sub-01_FLAIR.nii.gz")
+    (True, False)
+    """
+    said = read_map_name(name)
+    if said is not None:
+        return said.in_template
+    space = SPACE_ENTITY.search(name)
+    return WARPED.match(name) is not None if space is None else TEMPLATE_SPACE.match(space.group(1)) is not None
+
+
+def of_tissue(name: str, tissue: str) -> str | None:
+    """The file name that the same tool gives the map of another tissue of the same scan, made in the same way.
+
+    Parameters
+    ----------
+    name : str
+        File name of a tissue map, without folders.
+    tissue : {"GM", "WM", "CSF"}
+        The other tissue.
+
+    Returns
+    -------
+    str or None
+        None when the name is not that of a map of one of these tissues.
+
+    Examples
+    --------
+    >>> of_tissue("mwp1sub-01_T1w.nii", "WM"), of_tissue("sub-01_space-MNI152NLin6Asym_label-GM_probseg.nii.gz", "CSF")
+    ('mwp2sub-01_T1w.nii', 'sub-01_space-MNI152NLin6Asym_label-CSF_probseg.nii.gz')
+    """
+    stem = ENDING.sub("", name)
+    match = next((found for pattern, *_ in CONVENTIONS if (found := re.fullmatch(pattern, stem)) is not None), None)
+    if match is None:
+        return None
+    written = match["tissue"]
+    # Each tool writes all its tissues in one way: as numbers, as words, or as labels.
+    words = {there: word for word, there in TISSUES.items() if word.isdigit() == written.isdigit()}
+    words = {there: there for there in words} if written in words else words
+    if TISSUES.get(written, written) not in words or tissue not in words:
+        return None
+    start, end = match.span("tissue")
+    return f"{name[:start]}{words[tissue]}{name[end:]}"
 
 
 def _described(match: re.Match[str], tool: str, space: str) -> MapName:

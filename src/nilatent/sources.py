@@ -1,7 +1,6 @@
 """Sources: BIDS folders, derivatives, CAT12 folders and tables of paths, each read into the same table of scans."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from nilatent.errors import CohortError, ScanError
+from nilatent.images import ENTITY, bare_label, bids_label, how_to_fetch, is_file, nifti_files
 from nilatent.map_names import MODULATIONS, MapName, read_map_name
 from nilatent.provenance import hash_file
 from nilatent.tables import MISSING_WORDS, RESERVED, pick, read_tsv
@@ -21,8 +21,6 @@ PATH_COLUMNS = ("path", "image", "t1w", "gm", "filename", "file")
 SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "sub")
 SESSION_COLUMNS = ("session_id", "session", "ses")
 SUFFIXES = ("auto", "T1w", "GM")
-ENDINGS = (".nii.gz", ".nii")
-ENTITY = re.compile(r"(?:^|_)(sub|ses)-([^_]+)")
 # Entities that tell scans apart, not kinds of image; a name outside BIDS has none, and is all subject.
 SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+")
 # OASIS writes subject and session in one word.
@@ -97,16 +95,16 @@ def _read_table_of_paths(path: Path) -> Source:
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         place = f"{path.name}, line {line}"
         given = record[subject]
-        label = "" if given in MISSING_WORDS else _label("sub", given)
+        label = "" if given in MISSING_WORDS else bids_label("sub", given)
         if not label:
             reason = f"{place} has '{given}' as {subject}. Write one with Latin letters and digits."
             problems.append(_problem(f"line-{line}", "", "no subject", reason))
             continue
-        ses = "" if session is None or record[session] in MISSING_WORDS else _label("ses", record[session])
+        ses = "" if session is None or record[session] in MISSING_WORDS else bids_label("ses", record[session])
         scan_id = f"{label}_{ses}" if ses else label
         file = path.parent.absolute() / record[image]
-        if record[image] in MISSING_WORDS or not _is_file(file):
-            step = _how_to_fetch(file) or "Correct the path (relative to the table)."
+        if record[image] in MISSING_WORDS or not is_file(file):
+            step = how_to_fetch(file) or "Correct the path (relative to the table)."
             reason = f"{place} names the image '{record[image]}', which does not exist. {step}"
             problems.append(_problem(scan_id, str(file), "absent image", reason))
             continue
@@ -139,9 +137,9 @@ def _read_folder(folder: Path, suffix: str) -> Source:
         problems += unmatched
     present = {row["subject_id"] for row in rows} | {problem["scan_id"].split("_")[0] for problem in problems}
     for sub in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
-        if _label("sub", sub.name) not in present:
+        if bids_label("sub", sub.name) not in present:
             reason = f"{sub} holds no {kind} image. Add it, or remove the folder."
-            problems.append(_problem(_label("sub", sub.name), str(sub), "absent image", reason))
+            problems.append(_problem(bids_label("sub", sub.name), str(sub), "absent image", reason))
     return _source(folder, folder.resolve().name, rows, problems, columns)
 
 
@@ -157,7 +155,7 @@ def _source(
 
 def _images(folder: Path, suffix: str) -> tuple[str, dict[Path, MapName | None]]:
     """The kind of image and every image of it, with what its name says when it is a map."""
-    named = {path: read_map_name(path.name) for path in _nifti_files(folder)}
+    named = {path: read_map_name(path.name) for path in nifti_files(folder)}
     grey = {path: said for path, said in named.items() if said is not None and said.is_grey}
     if suffix in ("auto", "GM") and grey:
         return "grey-matter", dict(grey)
@@ -174,28 +172,6 @@ def _is_raw(path: Path, folder: Path, said: MapName | None, stems: set[str]) -> 
     if said is not None:
         made = made or said.in_template or said.source in stems or path.parent.name == "mri"
     return not made and "derivatives" not in path.relative_to(folder).parts
-
-
-def _nifti_files(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    # Subjects are often symbolic links to another disk, which Path.rglob does not enter.
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        loop = here != folder and here.resolve() in {parent.resolve() for parent in here.parents}
-        folders[:] = [] if loop else [name for name in folders if not name.startswith(".") and name != "sourcedata"]
-        # Results may lie inside their own source: the second run must not take the first one's maps for scans.
-        folders[:] = [name for name in folders if not _is_ours(here / name)]
-        files += [here / name for name in names if name.endswith(ENDINGS) and not name.startswith(".")]
-    return sorted(files)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether :func:`nilatent.preprocess.recipe.prepare` filled the folder."""
-    try:
-        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
-        return any(made["Name"] == "nilatent" for made in described["GeneratedBy"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def _row_of_image(path: Path, folder: Path, said: MapName | None) -> dict[str, Any]:
@@ -215,10 +191,10 @@ def _row_of_image(path: Path, folder: Path, said: MapName | None) -> dict[str, A
             )
     entities = placed | named
     source_id = f"sub-{entities['sub']}" if "sub" in entities else re.sub(r"_T1w$", "", given, flags=re.IGNORECASE)
-    subject = _label("sub", source_id)
+    subject = bids_label("sub", source_id)
     if not subject:
         raise ScanError(f"{path} has no letter or digit to name a subject by. Rename it.", rule="no subject")
-    session = _label("ses", entities["ses"]) if "ses" in entities else ""
+    session = bids_label("ses", entities["ses"]) if "ses" in entities else ""
     return {
         "scan_id": f"{subject}_{session}" if session else subject,
         "subject_id": subject,
@@ -278,7 +254,7 @@ def _first_of_each(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]]
 def _check_subjects(rows: Iterable[Mapping[str, Any]], place: Path) -> None:
     known: dict[str, str] = {}
     for row in rows:
-        given = _bare("sub", row["source_id"])
+        given = bare_label("sub", row["source_id"])
         label = row["subject_id"].removeprefix("sub-").casefold()
         alike = known.setdefault(label.lstrip("0") if label.isdigit() else label, given)
         if alike != given:
@@ -300,7 +276,7 @@ def _participants(folder: Path) -> tuple[pd.DataFrame | None, dict[str, Any]]:
         raise CohortError(f"{path} has the columns {', '.join(table.columns)}. It needs one called participant_id.")
     table = table[~table[subject].isin(list(MISSING_WORDS))]
     # The whole identifier is compared, not its letters and digits: 1.0 and 1-0 are not subject 10.
-    table = table.assign(**{subject: [_bare("sub", value) for value in table[subject]]})
+    table = table.assign(**{subject: [bare_label("sub", value) for value in table[subject]]})
     dictionary = path.with_suffix(".json")
     if dictionary.is_file():
         try:
@@ -321,7 +297,7 @@ def _join(
     known = {str(key): part for key, part in participants.groupby("participant_id")}
     joined, problems, imaged = [], [], set()
     for row in rows:
-        subject = _bare("sub", row["source_id"])
+        subject = bare_label("sub", row["source_id"])
         imaged.add(subject)
         try:
             variables = _only_row(known.get(subject, participants.iloc[:0]), row, session, place)
@@ -332,7 +308,7 @@ def _join(
         variables.pop("participant_id")
         joined.append({_own_name(name): value for name, value in (variables | of_session).items()} | row)
     for subject in sorted(set(known) - imaged):
-        label = _label("sub", subject) or f"sub-{subject}"
+        label = bids_label("sub", subject) or f"sub-{subject}"
         reason = f"{place} lists {label}, for whom there is no image. Add it, or remove the row."
         problems.append(_problem(label, "", "absent image", reason))
     return joined, problems
@@ -342,7 +318,7 @@ def _only_row(table: pd.DataFrame, row: Mapping[str, Any], session: str | None, 
     """The one row of a table that is this scan's; where the table has sessions, the row of the scan's session."""
     if session is not None and row["session_id"]:
         wanted = row["session_id"]
-        table = table[[value in MISSING_WORDS or _label("ses", value) == wanted for value in table[session]]]
+        table = table[[value in MISSING_WORDS or bids_label("ses", value) == wanted for value in table[session]]]
     if len(table) != 1:
         rule = f"{'no row' if table.empty else 'several rows'} in {place.name}"
         found = "no row" if table.empty else f"{len(table)} different rows"
@@ -362,17 +338,6 @@ def _of_session(folder: Path, row: Mapping[str, Any]) -> dict[str, str]:
     return _only_row(table, row, session, path)
 
 
-def _bare(entity: str, value: str) -> str:
-    """An identifier without the prefix of its entity, and 7 for the 7.0 of a spreadsheet."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", re.sub(rf"^{entity}-", "", str(value).strip(), flags=re.IGNORECASE))
-
-
-def _label(entity: str, value: str) -> str:
-    """A BIDS label; empty when no letter or digit is left."""
-    bare = re.sub(r"[^A-Za-z0-9]", "", _bare(entity, value))
-    return f"{entity}-{bare}" if bare else ""
-
-
 def _own_name(column: str) -> str:
     return f"source_{column}" if column in RESERVED else column
 
@@ -381,29 +346,13 @@ def _problem(scan_id: str, path: str, rule: str, reason: str) -> dict[str, str]:
     return {"scan_id": scan_id, "path": path, "rule": rule, "reason": reason}
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a cell that is too long for a file name
-        return False
-
-
-def _how_to_fetch(path: Path) -> str:
-    """What to do about a link whose file is not on this disk, as git-annex leaves it; ``""`` for anything else."""
-    try:
-        gone = path.is_symlink() and not path.exists()
-    except OSError:  # a cell that is too long for a file name
-        return ""
-    return f"It is a link to a file that is not here: run `datalad get {path.name}` in its folder." if gone else ""
-
-
 def _hashed(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     hashed, problems = [], []
     for row in rows:
         try:
             hashed.append(row | {"sha256": hash_file(row["path"]), "path": str(row["path"])})
         except OSError as error:
-            step = _how_to_fetch(row["path"]) or "Fetch the file, or check its permissions."
+            step = how_to_fetch(row["path"]) or "Fetch the file, or check its permissions."
             reason = f"{row['path']} cannot be read: {error.strerror}. {step}"
             problems.append(_problem(row["scan_id"], str(row["path"]), "unreadable image", reason))
     return hashed, problems

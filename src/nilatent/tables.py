@@ -17,6 +17,22 @@ MISSING_WORDS = frozenset({"", "n/a", "N/A", "na", "NA", "nan", "NaN", "null", "
 RESERVED = ("scan_id", "subject_id", "session_id", "source_id", "dataset", "sha256", "path")
 
 
+def image_column(modality: str) -> str:
+    """The column that holds the images of a further modality; their hashes stand in ``<column>_sha256``."""
+    return f"image_{modality}"
+
+
+def image_columns(table: pd.DataFrame) -> list[str]:
+    """The columns that hold images of further modalities, without those of their hashes.
+
+    Examples
+    --------
+    >>> image_columns(pd.DataFrame(columns=["image_wm", "image_wm_sha256", "image_quality"]))
+    ['image_wm']
+    """
+    return [str(name) for name in table if str(name).startswith("image_") and f"{name}_sha256" in table]
+
+
 def read_tsv(path: Path) -> pd.DataFrame:
     """A TSV or CSV as text: byte-order mark, line ends, blank lines and encoding forgiven.
 

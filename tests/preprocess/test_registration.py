@@ -88,7 +88,7 @@ def test_a_copy_keeps_its_place_and_its_mean(rng):
     data = ndimage.gaussian_filter(rng.random((41, 37, 45)), 3).astype(np.float32)
     data[:8] = data[-8:] = data[:, :8] = data[:, -8:] = data[:, :, :8] = data[:, :, -8:] = 0
     affine = affine_of([10, -20, 5], [1.0, 1.5, 0.8], [5, 7, -3])
-    copy, placed = registration._copy(data, affine, 3.0)
+    copy, placed = registration.coarse_copy(data, affine, 3.0)
 
     def centre(values, where):
         indices = np.indices(values.shape).reshape(3, -1)

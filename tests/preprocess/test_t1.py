@@ -21,7 +21,7 @@ def test_the_strip_loses_what_lies_far_from_the_template_and_its_holes():
     dirty = brain.copy()
     dirty[20:34, 20:34, 3:9] = True  # neck
     dirty[26, 30, 30] = False
-    found = t1._refined_mask(dirty, affine, to_template)
+    found = t1.refined_mask(dirty, affine, to_template)
     assert found[brain].all()
     assert not found[20:34, 20:34, 3:9].any()
     outside_ml = (found & ~brain).sum() * 0.064
@@ -138,7 +138,7 @@ def test_measures_of_a_known_head(known, tmp_path):
 def test_mask_dice_compares_what_is_mostly_brain(known, tmp_path, monkeypatch):
     scan, mask, _, _ = known
     grid = Grid.mni(6.0)
-    monkeypatch.setattr(t1, "_refined_mask", lambda mask, *_: mask)
+    monkeypatch.setattr(t1, "refined_mask", lambda mask, *_: mask)
     made = t1.prepare_t1(scan, grid, path=tmp_path / "scan.nii", work=tmp_path)
     moved = resampling.resample(mask.astype(np.float32), scan.affine, grid, to_grid=TO_TEMPLATE, modulate=False)
     one, two = moved > 0.5, template("mask", grid).get_fdata() > 0.5

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from nilatent.provenance import atomic, versions, write_json
+from nilatent.tables import image_columns
 
 BIDS_VERSION = "1.11.1"
 # Lists of the study that stand beside the scans and are no part of BIDS.
-NOT_BIDS = ("scans.tsv", "scans.json", "excluded.tsv", "quality.tsv", "quality.json", "provenance.json")
+NOT_BIDS = ("scans.tsv", "scans.json", "excluded.tsv", "notes.tsv", "quality.tsv", "quality.json", "provenance.json")
 # Pictures, findings and transforms, for which BIDS has no names yet; a validator matches a folder without its slash only.
 NO_BIDS_NAME = ("quality.html", "quality", "figures", "findings", "*_xfm.*")
 MISSING = "n/a"
@@ -157,10 +158,13 @@ def write_participants(root: Path, people: pd.DataFrame, dictionary: Mapping[str
     root : Path
         Folder of the derivative data set; subjects that are listed there and not in `people` stay listed.
     people : DataFrame
-        A row per scan: ``participant_id`` (``sub-01``), ``session_id`` (empty if none) and the source's variables.
+        A row per scan: ``participant_id`` (``sub-01``), ``session_id`` (empty if none) and the source's variables. Further
+        images of the scans are none of a person's variables and are left out.
     dictionary : Mapping[str, Any]
         What the columns mean, in the form of a BIDS side-car.
     """
+    images = [name for column in image_columns(people) for name in (column, f"{column}_sha256")]
+    people = people.drop(columns=images)
     known = people.set_index(["participant_id", "session_id"]).dropna(axis=1, how="all").map(_text)
     subjects = known.groupby(level="participant_id", sort=True)
     varying = list(known.columns[(subjects.nunique() > 1).any()])

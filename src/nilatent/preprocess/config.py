@@ -33,6 +33,10 @@ class RecipeConfig:
     target : {"gm", "t1w"}
         The image that is modelled: the grey-matter map, or T1 intensities scaled to [0, 1] inside the brain. Recipe
         ``"t1"`` writes both.
+    within_subject : bool
+        Recipe ``"t1"``: subjects with two or more scans get a template of their own, and all their scans one affine (and
+        warp) and one brain mask, so that registration does not fake change; see ``docs/preparation.md``. Subjects with one
+        scan, and maps that exist, are prepared as without it. For longitudinal studies.
     """
 
     name: str = "auto"
@@ -41,6 +45,7 @@ class RecipeConfig:
     modulation: bool = True
     normalisation: str = "affine"
     target: str = "gm"
+    within_subject: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -55,5 +60,10 @@ class RecipeConfig:
         if not 0 <= self.fwhm_mm <= FWHM_LIMIT_MM:
             raise SettingError(
                 f"recipe.fwhm_mm is between 0 and {FWHM_LIMIT_MM:g}, got {self.fwhm_mm}. 8 is usual for VBM."
+            )
+        if self.within_subject and self.name == "gm":
+            raise SettingError(
+                "recipe.within_subject makes templates of T1 scans, and recipe.name is 'gm': maps are taken as they are. "
+                "Give the T1 scans, or set recipe.within_subject = false."
             )
         Grid.mni(self.spacing_mm)

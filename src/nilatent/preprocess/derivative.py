@@ -100,7 +100,7 @@ class Place:
     @property
     def side_car(self) -> Path:
         """Written last: where it is and carries the key, the scan is done."""
-        return _side_car(self.modelled)
+        return side_car_of(self.modelled)
 
     @property
     def tissues(self) -> Path:
@@ -122,18 +122,24 @@ def number_label(value: float) -> str:
     return f"{value:g}".replace(".", "p")
 
 
-def _side_car(image: Path) -> Path:
+def side_car_of(image: Path) -> Path:
+    """The ``.json`` beside an image."""
     return image.with_name(image.name.replace(".nii.gz", ".json"))
 
 
 def is_done(place: Place, key: str) -> bool:
     """Whether the scan's files are all there, unchanged, and were made under this key; an empty key is never done."""
-    if not key or not place.side_car.is_file():
+    return is_whole(place.side_car, key)
+
+
+def is_whole(side_car: Path, key: str) -> bool:
+    """Whether the files that a side-car lists are all there, unchanged, and were made under this key."""
+    if not key or not side_car.is_file():
         return False
     try:
-        record = read_json(place.side_car)["nilatent"]
+        record = read_json(side_car)["nilatent"]
         outputs: Mapping[str, str] = record["Outputs"]
-        files = {place.folder / name: digest for name, digest in outputs.items()}
+        files = {side_car.parent / name: digest for name, digest in outputs.items()}
         return bool(record["Key"] == key) and all(
             path.is_file() and hash_file(path) == digest for path, digest in files.items()
         )
@@ -144,10 +150,10 @@ def is_done(place: Place, key: str) -> bool:
 
 def remove(place: Place) -> None:
     """Remove what was written of a scan under this name: the maps that its side-car lists, and the side-car."""
-    _remove_outputs(place.side_car, keep=set())
+    remove_outputs(place.side_car, keep=set())
 
 
-def _remove_outputs(side_car: Path, *, keep: set[str]) -> None:
+def remove_outputs(side_car: Path, *, keep: set[str]) -> None:
     """Remove the files that a side-car lists but for some, and the side-cars of those; then the side-car itself."""
     try:
         listed = [Path(str(name)).name for name in read_json(side_car)["nilatent"]["Outputs"]]
@@ -156,21 +162,21 @@ def _remove_outputs(side_car: Path, *, keep: set[str]) -> None:
     for name in listed:
         if name not in keep:
             (side_car.parent / name).unlink(missing_ok=True)
-            _side_car(side_car.parent / name).unlink(missing_ok=True)
+            side_car_of(side_car.parent / name).unlink(missing_ok=True)
     side_car.unlink(missing_ok=True)
 
 
-def _remove_outdated(place: Place, names: set[str], normalisation: object) -> None:
-    """Remove this map's older files, and those of the scan that were normalised otherwise: they share its transforms."""
-    _remove_outputs(place.side_car, keep=names)
+def _remove_outdated(place: Place, names: set[str], moved_by: tuple[object, object]) -> None:
+    """Remove this map's older files, and those of the scan that were moved otherwise: they share its transforms."""
+    remove_outputs(place.side_car, keep=names)
     for side_car in place.folder.glob(f"{place.stem}_space-{SPACE}_*.json"):
         try:
-            recipe = read_json(side_car)["nilatent"]["Recipe"]
-            other = recipe["normalisation"] != normalisation
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = read_json(side_car)["nilatent"]
+            other = (found["Recipe"]["normalisation"], found.get("Scan", {}).get("SubjectTemplate")) != moved_by
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         if other:
-            _remove_outputs(side_car, keep=names)
+            remove_outputs(side_car, keep=names)
 
 
 def write_scan(
@@ -181,7 +187,7 @@ def write_scan(
     key: str,
     record: Mapping[str, Any],
 ) -> None:
-    """Write images and transforms with their side-cars, each atomically, that of the modelled map last.
+    """Write a scan's images and transforms in place of its older ones, the side-car of the modelled map last.
 
     Parameters
     ----------
@@ -197,7 +203,28 @@ def write_scan(
         Measures and settings, kept under ``nilatent`` in the side-car of the modelled map.
     """
     normalisation = getattr(record.get("Recipe"), "normalisation", None)
-    _remove_outdated(place, {path.name for path in (*transforms, *images)}, normalisation)
+    moved_by = (normalisation, record.get("Scan", {}).get("SubjectTemplate"))
+    _remove_outdated(place, {path.name for path in (*transforms, *images)}, moved_by)
+    write_files(place.modelled, images, transforms, key=key, record=record)
+
+
+def write_files(
+    last: Path,
+    images: Mapping[Path, tuple[nib.Nifti1Image, Mapping[str, Any]]],
+    transforms: Mapping[Path, str | nib.Nifti1Image],
+    *,
+    key: str,
+    record: Mapping[str, Any],
+) -> None:
+    """Write images and transforms with their side-cars, each atomically.
+
+    Parameters
+    ----------
+    last : Path
+        The image whose side-car is written at the end, with the key and the hashes of all files.
+    images, transforms, key, record
+        As :func:`write_scan`.
+    """
     for path, content in transforms.items():
         with atomic(path) as temporary:
             if isinstance(content, str):
@@ -208,11 +235,11 @@ def write_scan(
         image.header.set_xyzt_units("mm")
         with atomic(path) as temporary:
             nib.save(image, temporary)
-        if path != place.modelled:
-            write_json(_side_car(path), described)
+        if path != last:
+            write_json(side_car_of(path), described)
     outputs = {path.name: hash_file(path) for path in (*transforms, *images)}
-    described = images[place.modelled][1]
-    write_json(place.side_car, {**described, "nilatent": {**record, "Key": key, "Outputs": outputs}})
+    described = images[last][1]
+    write_json(side_car_of(last), {**described, "nilatent": {**record, "Key": key, "Outputs": outputs}})
 
 
 def read_record(place: Place) -> dict[str, Any]:

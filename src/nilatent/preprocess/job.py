@@ -16,6 +16,7 @@ from nilatent.preprocess import derivative, mosaic, quality, resampling, space, 
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.gm import prepare_map
 from nilatent.preprocess.t1 import prepare_t1
+from nilatent.preprocess.within import Shared, prepare_visit
 from nilatent.provenance import versions
 from nilatent.volumes import Grid
 
@@ -50,6 +51,8 @@ class Job:
     scratch : Path or None
         Folder that the parent process removes at the end; None for the temporary folder of the machine that does the scan.
         What a scan leaves there is removed after it in either case.
+    shared : Shared or None
+        What the scan takes from its subject's template; None for a scan that is prepared by itself.
     """
 
     scan_id: str
@@ -59,6 +62,7 @@ class Job:
     source: str
     key: str
     scratch: Path | None
+    shared: Shared | None = None
 
 
 @cache
@@ -81,7 +85,9 @@ def prepare_scan(job: Job) -> None:
     config, grid = job.config, Grid.mni(job.config.spacing_mm)
     scan = space.load_scan(job.path)
     with tempfile.TemporaryDirectory(prefix="scan-", dir=job.scratch) as work:
-        if config.name == "t1":
+        if job.shared is not None:
+            made = prepare_visit(scan, grid, job.shared, path=job.path, modulation=config.modulation)
+        elif config.name == "t1":
             made = prepare_t1(
                 scan,
                 grid,

@@ -26,6 +26,11 @@ MEASURES: dict[str, tuple[str, str, str]] = {
         "low",
     ),
     "t1_correlation": ("", "Correlation of the aligned brain with the template T1, inside its brain mask", "low"),
+    "subject_correlation": (
+        "",
+        "Correlation of the scan with the average of the subject's other scans, well inside the brain",
+        "low",
+    ),
     "mask_dice": ("", "Dice overlap of the aligned brain mask with the template's", "low"),
     "outside_fraction": ("", "Share of the grey matter that lies outside the template's brain mask", "high"),
     "aligned_size": (

@@ -2,12 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,15 @@ import pandas as pd
 from nilatent.cohort import Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
 from nilatent.lock import locked
-from nilatent.preprocess import bids, cluster, derivative, homogeneity, mosaic, quality, workers
+from nilatent.preprocess import bids, cluster, derivative, homogeneity, mosaic, quality, within, workers
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.gm import check_alike, check_smoothing, is_map, modulation, stated, stated_fwhm
 from nilatent.preprocess.job import ENGINES, RECIPE_VERSION, Job, engines, prepare_scan
 from nilatent.progress import follow
 from nilatent.provenance import hash_values
 from nilatent.tables import RESERVED
+
+Work = TypeVar("Work", Job, within.SubjectJob)
 
 # A folder of the derivative that is no data set; see nilatent.report.quality.
 TAKEN = "quality"
@@ -85,28 +88,31 @@ def prepare(
         _check_not_the_source(jobs)
         # First of all, so that maps of a run that was killed are known as ours too.
         _describe(jobs, out)
-        todo = [job for job in jobs if not _is_done(job)]
-        with (
-            cluster.mark(out) as mark,
-            closing(_outcomes(todo, mark, n_procs=n_procs, scheduler=scheduler)) as outcomes,
-        ):
-            failed = follow(
-                outcomes,
-                total=len(todo),
-                kept=len(jobs) - len(todo),
-                label="prepare",
-                reason=lambda job, error: f"{job.scan_id}: {_failure(job, error)['reason']}",
-            )
-        failures = {job.scan_id: _failure(job, error) for job, error in failed}
-        for job, _ in failed:
+        failures: dict[str, dict[str, str]] = {}
+        with cluster.mark(out) as mark:
+            if config.within_subject:
+                made = partial(_outcomes, mark=mark, n_procs=n_procs, scheduler=scheduler)
+                jobs, failures = _through_templates(jobs, cohort.scans["sha256"], made)
+            todo = [job for job in jobs if job.scan_id not in failures and not _is_done(job)]
+            with closing(_outcomes(prepare_scan, todo, mark=mark, n_procs=n_procs, scheduler=scheduler)) as outcomes:
+                failed = follow(
+                    outcomes,
+                    total=len(todo),
+                    kept=len(jobs) - len(todo) - len(failures),
+                    label="prepare",
+                    reason=lambda job, error: f"{job.scan_id}: {_failure(job, error)['reason']}",
+                )
+        failures |= {job.scan_id: _failure(job, error) for job, error in failed}
+        for job in jobs:
             # What an earlier run made of it was made of another image or otherwise, and would be read as a good map.
-            derivative.remove(job.place)
+            if job.scan_id in failures:
+                derivative.remove(job.place)
         ordered = [failures[job.scan_id] for job in jobs if job.scan_id in failures]
         prepared = _with_results(exclude(cohort, ordered), [job for job in jobs if job.scan_id not in failures])
         if tables:
             _write_tables(prepared, out)
             _write_participants(cohort, jobs)
-        elif len(todo) > len(failures):
+        elif len(todo) > len(failed):
             # Tables of the whole cohort that were written before say nothing of what was done now.
             for name in (*bids.NOT_BIDS, "quality.html"):
                 (out / name).unlink(missing_ok=True)
@@ -116,7 +122,13 @@ def prepare(
 
 def fingerprint(config: RecipeConfig) -> dict[str, Any]:
     """Everything beside the scans that the maps of a cohort depend on: settings, version of the recipes, engines."""
-    return {"recipe": config, "version": RECIPE_VERSION, "engines": {name: engines(name) for name in ENGINES}}
+    made = {"version": RECIPE_VERSION, "engines": {name: engines(name) for name in ENGINES}}
+    return {"recipe": _known(config)} | made
+
+
+def _known(config: RecipeConfig) -> dict[str, Any]:
+    """The settings as maps know them that were made before scans could be prepared within subjects."""
+    return {name: value for name, value in asdict(config).items() if name != "within_subject" or value}
 
 
 def _is_done(job: Job) -> bool:
@@ -133,20 +145,83 @@ def _check_not_the_source(jobs: list[Job]) -> None:
 
 
 def _outcomes(
-    todo: list[Job], mark: Path, *, n_procs: int, scheduler: str
-) -> Generator[tuple[Job, BaseException | None, float], None, None]:
+    work: Callable[[Work], None], todo: list[Work], *, mark: Path, n_procs: int, scheduler: str
+) -> Generator[tuple[Work, BaseException | None, float], None, None]:
+    images: list[Path] = [job.path if isinstance(job, Job) else job.visits[0].path for job in todo]
     if scheduler:
-        visible = (mark, *[job.path for job in todo if job.path.is_file()][:1])
+        visible = (mark, *[path for path in images if path.is_file()][:1])
         demands = cluster.Demands(
             workers.ENVIRONMENT,
             "ants",
             cluster.installed(sorted({name for names in ENGINES.values() for name in names} | {"nilatent"})),
             visible,
         )
-        return cluster.run_on_cluster(prepare_scan, todo, scheduler=scheduler, demands=demands)
+        return cluster.run_on_cluster(work, todo, scheduler=scheduler, demands=demands)
     # The engines read their thread count when they are loaded, so they are never loaded into this process.
-    apart = any(job.config.name == "t1" for job in todo)
-    return workers.run_jobs(prepare_scan, todo, n_procs=n_procs, apart=apart)
+    apart = any(not isinstance(job, Job) or job.config.name == "t1" for job in todo)
+    return workers.run_jobs(work, todo, n_procs=n_procs, apart=apart)
+
+
+def _through_templates(
+    jobs: list[Job],
+    sha256: pd.Series,
+    outcomes: Callable[
+        [Callable[[within.SubjectJob], None], list[within.SubjectJob]],
+        Generator[tuple[within.SubjectJob, BaseException | None, float], None, None],
+    ],
+) -> tuple[list[Job], dict[str, dict[str, str]]]:
+    """The jobs with what their subject's template gives them, and the scans that failed on the way to it."""
+    if not any(job.config.name == "t1" for job in jobs):
+        raise SettingError(
+            "recipe.within_subject makes templates of T1 scans, and all of these are maps, which are taken as they are. Give "
+            "the T1 scans, or set recipe.within_subject = false."
+        )
+    subjects = _subjects(jobs, sha256)
+    todo = [subject for subject in subjects if not within.is_made(subject)]
+    with closing(outcomes(within.make_template, todo)) as made:
+        kept = len(subjects) - len(todo)
+        broken = dict(
+            follow(made, total=len(todo), kept=kept, label="within-subject templates", reason=_template_failure)
+        )
+    failures, shared = dict[str, dict[str, str]](), dict[str, within.Shared]()
+    by_id = {job.scan_id: job for job in jobs}
+    for subject in subjects:
+        if subject in broken:
+            failures |= {visit.scan_id: _failure(by_id[visit.scan_id], broken[subject]) for visit in subject.visits}
+            continue
+        shared |= within.shared(subject)
+        for scan_id, (rule, reason) in within.failed_visits(subject).items():
+            failures[scan_id] = _failure(by_id[scan_id], ScanError(reason, rule=rule))
+    return [_sharing(job, shared[job.scan_id]) if job.scan_id in shared else job for job in jobs], failures
+
+
+def _subjects(jobs: list[Job], sha256: pd.Series) -> list[within.SubjectJob]:
+    """Subjects with two or more T1 scans that could be hashed."""
+    visits: dict[tuple[Path, str], list[Job]] = {}
+    for job in jobs:
+        if job.config.name == "t1" and job.key:
+            visits.setdefault((job.place.root, job.place.subject), []).append(job)
+    subjects = []
+    for (root, subject), mine in visits.items():
+        if len(mine) < within.MIN_VISITS:
+            continue
+        normalisation, hashes = mine[0].config.normalisation, [str(sha256[job.scan_id]) for job in mine]
+        key = hash_values(["within", sorted(hashes), normalisation, RECIPE_VERSION, engines("t1")])
+        named = tuple(
+            within.Visit(job.scan_id, job.path, digest, job.source) for job, digest in zip(mine, hashes, strict=True)
+        )
+        subjects.append(within.SubjectJob(root / subject / "anat", subject, named, normalisation, key, mine[0].scratch))
+    return subjects
+
+
+def _sharing(job: Job, shared: within.Shared) -> Job:
+    # By the template itself and not by its visits: one of them may have failed today and be readable tomorrow.
+    settings = replace(job.config, within_subject=True)
+    return replace(job, config=settings, shared=shared, key=hash_values([job.key, shared.digest]))
+
+
+def _template_failure(subject: within.SubjectJob, error: BaseException) -> str:
+    return f"{subject.subject}: {type(error).__name__}: {error}"
 
 
 def _describe(jobs: list[Job], out: Path) -> None:
@@ -183,9 +258,12 @@ def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None)
     for scan_id, row in cohort.scans.iterrows():
         path, dataset = Path(row["path"]), str(row["dataset"])
         name = config.name if config.name != "auto" else ("gm" if is_map(path) else "t1")
-        settings = replace(config, name=name)
+        # Only a scan that is moved through its subject's template is prepared otherwise.
+        settings = replace(config, name=name, within_subject=False)
         said = stated(path) if name == "gm" else {}
-        key = hash_values([row["sha256"], settings, RECIPE_VERSION, engines(name), said]) if row["sha256"] else ""
+        key = (
+            hash_values([row["sha256"], _known(settings), RECIPE_VERSION, engines(name), said]) if row["sha256"] else ""
+        )
         subject = str(row["subject_id"]).removeprefix(f"{dataset}_")
         # By the name and not by the number of data sets, so that a part of the cohort goes where all of it would.
         root = out / dataset if subject != row["subject_id"] else out

@@ -1,4 +1,4 @@
-"""Registration: the affine from a brain to the template, by mutual information."""
+"""Registration: the affine from a brain to the template, by mutual information, and the parts that any fit is made of."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,20 +58,17 @@ def register_affine(brain: npt.NDArray[np.float32], affine: Floats) -> tuple[Flo
     ----------
     Mattes et al. (2003). https://doi.org/10.1109/TMI.2003.809072
     """
-    cost = _cost(*_copy(brain, affine, SEARCH_MM), SEARCH_MM)
-    turns = [
-        np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
-        for angles in product(START_TURNS_DEGREES, repeat=3)
-    ]
-    near = _search(cost, _starts(turns, brain, affine), n_refined=N_REFINED)
+    cost = information_cost(*coarse_copy(brain, affine, SEARCH_MM), _template(SEARCH_MM))
+    turns, of_scan = start_turns(), brain_centre(brain, affine)
+    near = _search(cost, turned_starts(turns, of_scan, _template_centre()), n_refined=N_REFINED)
     found, correlation = refine_affine(brain, affine, near[0], spacing_mm=LEVEL_1_MM)
     if correlation >= GOOD_CORRELATION:
         return found, correlation
     laid = [turn @ axes for axes in Rotation.create_group("O").as_matrix() for turn in turns]
     # On coarse copies a brain upside down fits nearly as well, so the finer copies decide.
-    wide = _search(cost, _starts(laid, brain, affine), n_refined=N_REFINED_WIDE)
+    wide = _search(cost, turned_starts(laid, of_scan, _template_centre()), n_refined=N_REFINED_WIDE)
     fits = [refine_affine(brain, affine, start, spacing_mm=LEVEL_1_MM) for start in wide]
-    return max([(found, correlation), *fits], key=lambda fit: fit[1])
+    return max([(found, correlation), *fits], key=lambda scored: scored[1])
 
 
 def refine_affine(
@@ -102,12 +99,15 @@ def refine_affine(
     The points compared fill the whole grid, not the mask alone: inside the mask only, nothing holds the outline, and the
     brains of the old swell until their ventricles fit.
     """
-    copy, placed = _copy(brain, affine, spacing_mm)
-    found = _fit(_cost(copy, placed, spacing_mm), start, n_parameters=12, slope=FINE_SLOPE)
+    copy, placed = coarse_copy(brain, affine, spacing_mm)
+    cost = information_cost(copy, placed, _template(spacing_mm))
+    found = fit(cost, start, centre=_template_centre(), n_parameters=12, slope=FINE_SLOPE)
     return found, _correlation(copy, placed, found, spacing_mm)
 
 
-def _copy(data: npt.NDArray[np.float32], affine: Floats, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Floats]:
+def coarse_copy(
+    data: npt.NDArray[np.float32], affine: Floats, spacing_mm: float
+) -> tuple[npt.NDArray[np.float32], Floats]:
     """A copy with voxels of about a spacing (never finer than the image), smoothed first, and its affine."""
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
     step = np.maximum(1.0, spacing_mm / voxel_mm)
@@ -125,40 +125,67 @@ def _copy(data: npt.NDArray[np.float32], affine: Floats, spacing_mm: float) -> t
 
 
 def _template_centre() -> Floats:
-    samples = _samples(SEARCH_MM)
+    samples = _template(SEARCH_MM)
     return np.asarray(samples.points[:3, samples.inside].mean(axis=1))
 
 
-def _centre(data: npt.NDArray[np.float32], affine: Floats) -> Floats:
+def brain_centre(data: npt.NDArray[np.float32], affine: Floats) -> Floats:
+    """Mean position of the voxels of a brain, (3,) millimetres."""
     return np.asarray(affine[:3, :3] @ np.argwhere(data > 0).mean(axis=0) + affine[:3, 3])
 
 
-def _starts(turns: Sequence[Floats], brain: npt.NDArray[np.float32], affine: Floats) -> list[Floats]:
-    """Scan-to-template starts with the centres together."""
-    of_scan, of_template = _centre(brain, affine), _template_centre()
+def start_turns() -> list[Floats]:
+    """The (3, 3) rotations that a search starts from, by up to 30 degrees about each axis."""
+    return [
+        np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
+        for angles in product(START_TURNS_DEGREES, repeat=3)
+    ]
+
+
+def turned_starts(turns: Sequence[Floats], of_moving: Floats, of_fixed: Floats) -> list[Floats]:
+    """(4, 4) starts from the moving to the fixed image, one per turn, each with the two (3,) centres together."""
     starts = []
     for turn in turns:
         start = np.eye(4)
         start[:3, :3] = turn
-        start[:3, 3] = of_template - turn @ of_scan
+        start[:3, 3] = of_fixed - turn @ of_moving
         starts.append(start)
     return starts
 
 
 def _search(cost: Cost, starts: Sequence[Floats], *, n_refined: int) -> list[Floats]:
     """The affines that are reached from the best-scored starts, best first."""
-    scores = [cost(_inverse(start))[0] for start in starts]
-    fits = []
+    scores = [cost(inverse(start))[0] for start in starts]
+    centre, fits = _template_centre(), []
     for row in np.argsort(scores, kind="stable")[:n_refined]:
-        rigid = _fit(cost, starts[row], n_parameters=6, slope=COARSE_SLOPE)
-        found = _fit(cost, rigid, n_parameters=12, slope=COARSE_SLOPE)
-        fits.append((cost(_inverse(found))[0], found))
-    return [found for _, found in sorted(fits, key=lambda fit: fit[0])]
+        rigid = fit(cost, starts[row], centre=centre, n_parameters=6, slope=COARSE_SLOPE)
+        found = fit(cost, rigid, centre=centre, n_parameters=12, slope=COARSE_SLOPE)
+        fits.append((cost(inverse(found))[0], found))
+    return [found for _, found in sorted(fits, key=lambda scored: scored[0])]
 
 
-def _fit(cost: Cost, start: Floats, *, n_parameters: int, slope: float) -> Floats:
-    """Affine of least cost near a start, by BFGS over 6 (rigid) or 12 parameters."""
-    centre, base = _template_centre(), _inverse(start)
+def fit(cost: Cost, start: Floats, *, centre: Floats, n_parameters: int, slope: float) -> Floats:
+    """Transform of least cost near a start, by BFGS.
+
+    Parameters
+    ----------
+    cost : Callable
+        Of the (4, 4) matrix from the fixed to the moving image: the value and its (3, 4) derivative by the entries.
+    start : ndarray
+        (4, 4) moving to fixed; the result differs from it by a rigid (or affine) movement.
+    centre : ndarray
+        (3,) millimetres of the fixed image about which it turns.
+    n_parameters : {6, 12}
+        Rigid or affine.
+    slope : float
+        Slope of the cost per millimetre at which the fit has converged.
+
+    Returns
+    -------
+    ndarray
+        (4, 4) moving to fixed.
+    """
+    base = inverse(start)
     steps = np.asarray(1e-3 * np.eye(n_parameters), dtype=np.float64)
 
     def value_and_slope(parameters: Floats) -> tuple[float, Floats]:
@@ -173,10 +200,11 @@ def _fit(cost: Cost, start: Floats, *, n_parameters: int, slope: float) -> Float
     # A first step of a few millimetres; without it BFGS spends its first evaluations on finding the scale.
     options = {"gtol": slope, "maxiter": 100, "hess_inv0": 100.0 * np.eye(n_parameters)}
     result = optimize.minimize(value_and_slope, np.zeros(n_parameters), jac=True, method="BFGS", options=options)
-    return _inverse(base @ _matrix(result.x, centre))
+    return inverse(base @ _matrix(result.x, centre))
 
 
-def _inverse(matrix: Floats) -> Floats:
+def inverse(matrix: Floats) -> Floats:
+    """Inverse of a matrix, float64."""
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
@@ -193,42 +221,58 @@ def _matrix(parameters: Floats, centre: Floats) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class _Samples:
-    """The template at (4, point) homogeneous millimetres: (point,) values, and whether a point is in the brain."""
+class Samples:
+    """A fixed image at (4, point) homogeneous millimetres: (point,) values, and whether a point is in the brain."""
 
     points: Floats
     values: npt.NDArray[np.float32]
     inside: npt.NDArray[np.bool_]
 
 
+def scattered_points(shape: tuple[int, ...], affine: Floats) -> Floats:
+    """One point at random in each voxel of a grid, the same at each call: (4, point) homogeneous millimetres.
+
+    Were the points on the nodes, the interpolation of two grids that meet would draw the fit to them.
+    """
+    voxels = np.indices(shape).reshape(3, -1) + np.random.default_rng(0).uniform(-0.5, 0.5, (3, np.prod(shape)))
+    return np.concatenate([affine[:3, :3] @ voxels + affine[:3, 3:], np.ones((1, voxels.shape[1]))])
+
+
 @cache
-def _samples(spacing_mm: float) -> _Samples:
-    # Points lie at random in the voxels of the grid: were they on the nodes, the interpolation of two grids that meet
-    # would draw the fit to them. Coarse copies come from one fine template, since its averages are slow to make.
+def _template(spacing_mm: float) -> Samples:
+    # Coarse copies come from one fine template, since its averages are slow to make.
     grid, fine = Grid.mni(spacing_mm), Grid.mni(LEVEL_2_MM)
-    voxels = np.indices(grid.shape).reshape(3, -1) + np.random.default_rng(0).uniform(
-        -0.5, 0.5, (3, np.prod(grid.shape))
-    )
-    points = np.concatenate([grid.affine[:3, :3] @ voxels + grid.affine[:3, 3:], np.ones((1, voxels.shape[1]))])
+    points = scattered_points(grid.shape, grid.affine)
 
     def at_points(name: str) -> npt.NDArray[np.float32]:
-        copy, placed = _copy(template_array(name, LEVEL_2_MM), fine.affine, spacing_mm)
-        there = (_inverse(placed) @ points)[:3]
+        copy, placed = coarse_copy(template_array(name, LEVEL_2_MM), fine.affine, spacing_mm)
+        there = (inverse(placed) @ points)[:3]
         return np.asarray(ndimage.map_coordinates(copy, there, order=1, mode="nearest"), dtype=np.float32)
 
-    return _Samples(points, at_points("t1"), at_points("mask") > 0.5)
+    return Samples(points, at_points("t1"), at_points("mask") > 0.5)
 
 
-def _cost(moving: npt.NDArray[np.float32], affine: Floats, spacing_mm: float) -> Cost:
-    """Negative mutual information with the template as a function of the template-to-scan affine.
+def information_cost(moving: npt.NDArray[np.float32], affine: Floats, samples: Samples) -> Cost:
+    """Negative mutual information with a sampled fixed image as a function of the affine from it to the moving one.
 
-    The function returns the value and its (3, 4) derivative by the entries of the matrix.
+    Parameters
+    ----------
+    moving : ndarray
+        (x, y, z) brain, background 0.
+    affine : ndarray
+        (4, 4) of the moving image.
+    samples : Samples
+        Of the fixed image.
+
+    Returns
+    -------
+    Callable
+        Takes the (4, 4) matrix and returns the value (nat) and its (3, 4) derivative by the entries of the matrix.
     """
-    samples = _samples(spacing_mm)
     points, bins = samples.points, np.rint(_scaled(samples.values)).astype(np.int64)
     # A rim of background, so that points outside are looked up like any other.
     padded = np.pad(_scaled(moving), 1)
-    to_voxel = _inverse(affine)
+    to_voxel = inverse(affine)
     to_voxel[:3, 3] += 1
 
     def cost(to_scan: Floats) -> tuple[float, Floats]:
@@ -297,9 +341,14 @@ def _information(bins: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -
     return information, slope / np.float32(len(values))
 
 
+def correlation(brain: npt.NDArray[np.float32], affine: Floats, to_template: Floats) -> float:
+    """Correlation of a brain with the template inside its mask, moved by an affine; copies and points as the last fit has."""
+    return _correlation(*coarse_copy(brain, affine, LEVEL_2_MM), to_template, LEVEL_2_MM)
+
+
 def _correlation(moving: npt.NDArray[np.float32], affine: Floats, to_template: Floats, spacing_mm: float) -> float:
-    samples = _samples(spacing_mm)
-    there = _inverse(to_template @ affine) @ samples.points[:, samples.inside]
+    samples = _template(spacing_mm)
+    there = inverse(to_template @ affine) @ samples.points[:, samples.inside]
     moved = ndimage.map_coordinates(moving, there[:3], order=1)
     return float(np.corrcoef(moved, samples.values[samples.inside])[0, 1])
 

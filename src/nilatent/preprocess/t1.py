@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -55,63 +56,171 @@ def prepare_t1(
     ScanError
         When no brain of a plausible size is found, or it does not align with the template.
     """
+    brain = find_brain(scan, path=path)
+    start, _ = registration.register_affine(brain.values, brain.affine)
+    if not brain.stripped:
+        # A mask that came with the scan was someone's choice and stays.
+        brain = brain.inside(refined_mask(brain.mask, brain.affine, start))
+    to_template, t1_correlation = registration.refine_affine(brain.values, brain.affine, start)
+    check_aligned(path, t1_correlation)
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        warp = warp_of(brain.values, brain.affine, to_template, work=Path(scratch)) if normalisation == "syn" else None
+    placed = Placed(to_template, warp, t1_correlation)
+    return on_template(scan, brain, placed, grid, modulation=modulation)
+
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """The brain of a scan in a box around it, corrected for shading.
+
+    Parameters
+    ----------
+    values : ndarray
+        (x, y, z) float32 intensities; background 0.
+    mask : ndarray
+        (x, y, z) bool.
+    affine : ndarray
+        (4, 4) of the box.
+    box : tuple[slice, slice, slice]
+        Where it lies in the scan.
+    field : ndarray
+        (x, y, z) float32, the bias field that the scan was divided by.
+    stripped : bool
+        Whether the mask came with the scan.
+    n_found : int
+        Voxels of the mask as it was found.
+    """
+
+    values: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+    affine: npt.NDArray[np.float64]
+    box: tuple[slice, slice, slice]
+    field: npt.NDArray[np.float32]
+    stripped: bool
+    n_found: int
+
+    def inside(self, mask: npt.NDArray[np.bool_]) -> "Brain":
+        """The same brain within another mask of the box."""
+        return replace(self, mask=mask, values=np.where(mask, self.values, 0).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where a brain lies in the template: the affine, the warp after it (or None), and the correlation that they reach."""
+
+    to_template: npt.NDArray[np.float64]
+    warp: resampling.Warp | None
+    t1_correlation: float
+
+
+def find_brain(scan: Scan, *, path: Path, mask: npt.NDArray[np.bool_] | None = None) -> Brain:
+    """The brain of a scan: the mask that came with it, else the one given, else deepbet's; then the bias field inside it.
+
+    Parameters
+    ----------
+    scan : Scan
+        Whole head or stripped brain.
+    path : Path
+        File of the scan, for messages.
+    mask : ndarray, optional
+        (x, y, z) bool, of a whole head whose brain is known already.
+
+    Raises
+    ------
+    ScanError
+        When no brain of a plausible size is found.
+    """
     found = tissue.stripped_mask(scan.data, scan.voxel_ml)
     stripped = found is not None
-    whole = found if found is not None else tissue.brain_mask(scan.data, scan.affine)
-    _check_brain(path, float(whole.sum()) * scan.voxel_ml, oriented_by=scan.oriented_by)
-    box, affine = resampling.box_around(whole, scan.affine, margin_mm=CROP_MARGIN_MM)
-    mask, head = whole[box], np.ascontiguousarray(scan.data[box])
-    field = intensity.bias_field(head, mask, scan.voxel_mm)
-    brain = np.where(mask, head / field, 0).astype(np.float32)
-    start, _ = registration.register_affine(brain, affine)
-    if not stripped:
-        # A mask that came with the scan was someone's choice and stays.
-        mask = _refined_mask(mask, affine, start)
-        brain = np.where(mask, brain, 0).astype(np.float32)
-    to_template, t1_correlation = registration.refine_affine(brain, affine, start)
+    if found is None:
+        found = mask if mask is not None else tissue.brain_mask(scan.data, scan.affine)
+    n_found = int(found.sum())
+    _check_brain(path, n_found * scan.voxel_ml, oriented_by=scan.oriented_by)
+    box, affine = resampling.box_around(found, scan.affine, margin_mm=CROP_MARGIN_MM)
+    inside, head = found[box], np.ascontiguousarray(scan.data[box])
+    field = intensity.bias_field(head, inside, scan.voxel_mm)
+    values = np.where(inside, head / field, 0).astype(np.float32)
+    return Brain(values, inside, affine, box, field, stripped, n_found)
+
+
+def on_template(scan: Scan, brain: Brain, placed: Placed, grid: Grid, *, modulation: bool) -> Prepared:
+    """Segment a placed brain and bring its tissues to the grid in one interpolation.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan that the brain was found in.
+    brain : Brain
+        Its brain, within its last mask.
+    placed : Placed
+        Where it lies in the template.
+    grid : Grid
+        Output grid.
+    modulation : bool
+        Multiply the tissue maps by the volume change.
+
+    Returns
+    -------
+    Prepared
+        As :func:`prepare_t1`.
+    """
+    # Through the affine with SyN too: priors through the warp agreed no better with manual grey matter (three scans), and
+    # so the tissues of a scan do not depend on how it is normalised.
+    priors = resampling.pull([template(name) for name in TISSUES], brain.values.shape, brain.affine, placed.to_template)
+    parts = tissue.segment(brain.values, brain.mask, priors, scan.voxel_mm)
+    images = dict(zip(TISSUES, parts, strict=True))
+    images |= {"t1w": intensity.scale_percentiles(brain.values, brain.mask), "mask": brain.mask.astype(np.float32)}
+    maps = _on_grid(images, brain.affine, grid, placed.to_template, warp=placed.warp, modulation=modulation)
+    measures = _measures(scan, brain, placed, parts, aligned=maps.pop("mask"), grid=grid)
+    measures |= quality.gm_measures(maps["gm"], grid)
+    notes = {
+        "StrippedBefore": brain.stripped,
+        "BrainExtraction": "none" if brain.stripped else "deepbet",
+        "BrainExtractionCutMl": float(brain.n_found - brain.mask.sum()) * scan.voxel_ml,
+        "Modulated": modulation,
+        "Normalisation": "affine" if placed.warp is None else "syn",
+    }
+    transforms = _transforms(brain.values.shape, brain.affine, placed.to_template, placed.warp)
+    labels = _labels(parts, brain.mask, brain.box, scan.data.shape)
+    return Prepared(maps, placed.to_template, measures, notes, transforms, labels)
+
+
+def _measures(
+    scan: Scan,
+    brain: Brain,
+    placed: Placed,
+    parts: tuple[npt.NDArray[np.float32], ...],
+    *,
+    aligned: npt.NDArray[np.float32],
+    grid: Grid,
+) -> dict[str, float]:
+    contrast, white = quality.tissue_contrast(brain.values, parts[0], parts[1])
+    volumes = {
+        f"{name}_ml": float(part.sum(dtype=np.float64)) * scan.voxel_ml
+        for name, part in zip(TISSUES, parts, strict=True)
+    }
+    return volumes | {
+        "head_size_factor": 1 / resampling.volume_change(placed.to_template),
+        "tiv_ml": float(brain.mask.sum()) * scan.voxel_ml,
+        "t1_correlation": placed.t1_correlation,
+        "mask_dice": quality.dice(aligned > 0.5, template_array("mask", grid.spacing_mm) > 0.5),
+        "bias_range": intensity.bias_range(brain.field, brain.mask),
+        "noise_ratio": intensity.noise(brain.values, parts[1] > 0.5) / white,
+        "tissue_contrast": contrast,
+    }
+
+
+def check_aligned(path: Path, t1_correlation: float) -> None:
+    """Refuse a brain whose correlation with the template says that it lies somewhere else."""
     if t1_correlation < MIN_T1_CORRELATION:
         value = (
             f"aligned, it correlates {t1_correlation:.2f} with the template, at least {MIN_T1_CORRELATION} is needed"
         )
         step = "Look at the scan: orientation, cuts, lesions or contrast."
         raise _broken(path, "aligns with the template", value, step)
-    # Through the affine with SyN too: priors through the warp agreed no better with manual grey matter (three scans), and
-    # so the tissues of a scan do not depend on how it is normalised.
-    priors = resampling.pull([template(name) for name in TISSUES], brain.shape, affine, to_template)
-    parts = tissue.segment(brain, mask, priors, scan.voxel_mm)
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        warp = _warp(brain, affine, to_template, work=Path(scratch)) if normalisation == "syn" else None
-    images = dict(zip(TISSUES, parts, strict=True)) | {"t1w": intensity.scale_percentiles(brain, mask)}
-    images["mask"] = mask.astype(np.float32)
-    maps = _on_grid(images, affine, grid, to_template, warp=warp, modulation=modulation)
-    aligned = maps.pop("mask")
-    contrast, white = quality.tissue_contrast(brain, parts[0], parts[1])
-    volumes = {
-        f"{name}_ml": float(part.sum(dtype=np.float64)) * scan.voxel_ml
-        for name, part in zip(TISSUES, parts, strict=True)
-    }
-    measures = volumes | {
-        "head_size_factor": 1 / resampling.volume_change(to_template),
-        "tiv_ml": float(mask.sum()) * scan.voxel_ml,
-        "t1_correlation": t1_correlation,
-        "mask_dice": quality.dice(aligned > 0.5, template_array("mask", grid.spacing_mm) > 0.5),
-        "bias_range": intensity.bias_range(field, mask),
-        "noise_ratio": intensity.noise(brain, parts[1] > 0.5) / white,
-        "tissue_contrast": contrast,
-    }
-    measures |= quality.gm_measures(maps["gm"], grid)
-    notes = {
-        "StrippedBefore": stripped,
-        "BrainExtraction": "none" if stripped else "deepbet",
-        "BrainExtractionCutMl": float(whole.sum() - mask.sum()) * scan.voxel_ml,
-        "Modulated": modulation,
-        "Normalisation": normalisation,
-    }
-    transforms = _transforms(brain.shape, affine, to_template, warp)
-    return Prepared(maps, to_template, measures, notes, transforms, _labels(parts, mask, box, scan.data.shape))
 
 
-def _refined_mask(
+def refined_mask(
     mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64], to_template: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
     """The mask without what lies far outside the template brain (eyes, neck, dura), its holes filled."""
@@ -127,13 +236,14 @@ def _near_template() -> nib.Nifti1Image:
     return nib.Nifti1Image((away_mm <= STRIP_MARGIN_MM).astype(np.float32), coarse.affine)
 
 
-def _warp(
+def warp_of(
     brain: npt.NDArray[np.float32],
     affine: npt.NDArray[np.float64],
     to_template: npt.NDArray[np.float64],
     *,
     work: Path,
 ) -> resampling.Warp:
+    """SyN's warp between a brain, moved by its affine, and the template."""
     grid = Grid.mni(warping.SPACING_MM)
     aligned = resampling.resample(brain, affine, grid, to_grid=to_template, modulate=False)
     return resampling.Warp(*warping.register_syn(aligned, work=work), grid)
