@@ -34,6 +34,7 @@ SHARD ?= 1/1
 calibrate: $(STAMP)
 	$(BIN)/python -m tests.calibration.run $(ROWS) --shard $(SHARD)
 	$(BIN)/python -m tests.calibration.table $(ROWS) docs/calibration.md
+	$(BIN)/python -m tests.calibration.table $(ROWS) docs/longitudinal.md
 	$(BIN)/python -m pytest tests/calibration -m calibration
 
 quality: $(STAMP)

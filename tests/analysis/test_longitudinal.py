@@ -1,19 +1,23 @@
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.longitudinal import COLUMNS, LongitudinalConfig, change_over_time, longitudinal
+from nilatent.analysis.longitudinal.change import degrees
 from nilatent.analysis.longitudinal.directions import direction_scores
 from nilatent.analysis.longitudinal.drawn import courses, decoded_regions
 from nilatent.analysis.longitudinal.forecast import LATENT, LATENT_CHANGE, REGIONAL, VOXEL, Forecasts, forecasts
 from nilatent.analysis.longitudinal.scans import visits_of
-from nilatent.analysis.longitudinal.table import forecast_rows, joined
+from nilatent.analysis.longitudinal.table import Block, DrawnRates, forecast_rows, joined
+from nilatent.analysis.longitudinal.times import with_clock
 from nilatent.analysis.longitudinal.words import answer
+from nilatent.analysis.mixed import deletion_steps, fit_mixed
 from nilatent.atlas import RegionWeights
 from nilatent.errors import CohortError, LatentsError
 from nilatent.finding import Finding, read_finding, write_finding
@@ -124,14 +128,20 @@ def test_the_finding_names_what_was_planted_and_comes_back_from_disk(cohort, rng
     assert ((seen["low"] <= planted) & (planted <= seen["high"])).sum() >= 3
     assert "held-out subjects is foreseen better with latents" in found.answer
     assert "in AD than in CN" in found.answer
+    repeated = table[table["what"] == "repeatability"].groupby("kind")["value"]
+    assert f"regions {repeated.get_group('regions').median():.3f}, decoded" in found.answer
+    latents = repeated.get_group("latents")
+    assert f"latents {latents.median():.3f} (z" in found.answer
+    assert f"{latents.min():.3f} to z" in found.answer
     write_finding(found, tmp_path)
     back = read_finding(tmp_path)
     pd.testing.assert_frame_equal(back.table, table, check_dtype=False)
     assert set(back.maps) == {"change", "difference", "change_AD", "change_CN", "difference_AD_CN"}
 
 
-def test_drawn_courses_change_as_planted(cohort, rng):
-    found = cohort.find(cohort.spaces(rng))
+def test_drawn_courses_change_as_planted_with_the_intervals_of_the_draws(cohort, rng):
+    spaces = cohort.spaces(rng)
+    found = cohort.find(spaces, seed=3)
     for group, planted in slopes(cohort).items():
         image = found.maps[f"change_{group}"].get_fdata()[MASK]
         assert np.corrcoef(image, planted)[0, 1] > 0.9
@@ -139,7 +149,7 @@ def test_drawn_courses_change_as_planted(cohort, rng):
     np.testing.assert_allclose(
         difference, (found.maps["change_AD"].get_fdata() - found.maps["change_CN"].get_fdata())[MASK], atol=1e-7
     )
-    drawn = found.data["drawn_rate"].values
+    drawn = found.data["drawn_rate"].sel(estimate="value").values
     np.testing.assert_allclose(drawn, found.data["rate"].sel(estimate="value").values, atol=0.004)
     rows = found.table[(found.table["what"] == "rate") & (found.table["kind"] == "regions")]
     assert rows.set_index(["measure", "group"]).loc[("Region_2", "CN"), "drawn"] == pytest.approx(drawn[2, 1])
@@ -149,6 +159,17 @@ def test_drawn_courses_change_as_planted(cohort, rng):
     assert between["drawn"] == pytest.approx(drawn[2, 0] - drawn[2, 1])
     percent = rows.set_index(["measure", "group"])["percent"]["Region_2"]
     assert between["percent"] == pytest.approx(percent["AD"] - percent["CN"])
+    visits, config = visits_of(cohort.scans, CONFIG), with_clock(cohort.scans, CONFIG)
+    again = courses(spaces, cohort.scans, visits, config, weights=cohort.weights, seed=3).redrawn
+    wide = stats.t(degrees(visits)).ppf(0.975)
+    expected = {"AD": again[:, 0], "CN": again[:, 1], "AD:CN": again[:, 0] - again[:, 1]}
+    rows = found.table[found.table["drawn"].notna()].set_index(["group", "measure"])
+    for group, draws in expected.items():
+        one = rows.loc[group].loc[cohort.weights.names]
+        np.testing.assert_allclose(one["drawn_high"] - one["drawn"], wide * draws.std(axis=0, ddof=1))
+        np.testing.assert_allclose(one["drawn"] - one["drawn_low"], wide * draws.std(axis=0, ddof=1))
+    none = courses(spaces, cohort.scans, visits, replace(config, n_redrawn=0), weights=cohort.weights)
+    assert none.redrawn.shape == (0, 2, 0)
 
 
 def test_courses_rest_on_scans_a_model_has_not_seen_and_average_models_by_their_subjects(cohort, rng):
@@ -169,6 +190,46 @@ def test_courses_rest_on_scans_a_model_has_not_seen_and_average_models_by_their_
     np.testing.assert_allclose(courses(wild, cohort.scans, visits, CONFIG).images, found.images)
     none = [replace(one, training=np.full(N * N_VISITS, True), unseen=np.full(N * N_VISITS, False)) for one in spaces]
     assert courses(none, cohort.scans, visits, CONFIG).seen
+
+
+def test_courses_are_drawn_again_with_steps_of_the_jackknife_of_random_size(cohort, rng):
+    space, config = cohort.spaces(rng)[0], replace(CONFIG, n_redrawn=20)
+    visits = visits_of(cohort.scans, CONFIG)
+    found = courses([space], cohort.scans, visits, config, weights=cohort.weights, seed=1)
+    part = visits.take(space.unseen[visits.rows], least=1)
+    n, z, design = int(part.first.sum()), space.coordinates[part.rows], part.design()
+    fits = [fit_mixed(y, design, part.years, part.subject) for y in z.T]
+    steps = [deletion_steps(y, design, part.years, part.subject, fit=fit) for y, fit in zip(z.T, fits, strict=True)]
+    # The random numbers are the first that the seed gives; what a step of every coordinate draws, in every region.
+    sizes = np.random.default_rng(1).standard_normal((20, n)) * np.sqrt((n - 1) / n)
+    unit = np.concatenate([*space.draw(np.eye(N_CAUSES))]) - np.concatenate([*space.draw(np.zeros((1, N_CAUSES)))])
+    unit = np.asarray((cohort.weights.matrix @ unit.T).T) / cohort.weights.n_voxels
+    for group in range(2):
+        effects = np.array([fit.coefficients[2 + group] for fit in fits])
+        moved = effects + sizes @ np.stack([step[:, 2 + group] for step in steps], axis=1)
+        np.testing.assert_allclose(found.redrawn[:, group], moved @ unit, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_intervals_of_drawn_rates_cover_what_was_planted(cohort, rng):
+    visits, covered = visits_of(cohort.scans, CONFIG), []
+    weights = cohort.weights
+    planted = np.array([np.asarray(weights.matrix @ slopes(cohort)[one]) / weights.n_voxels for one in ("AD", "CN")]).T
+    years = cohort.scans["age"].to_numpy() - cohort.scans.groupby("subject_id")["age"].transform("min").to_numpy()
+    age = cohort.scans.groupby("subject_id")["age"].transform("min").to_numpy()
+    for seed in range(150):
+        subject = np.repeat(rng.normal(size=(2, N, N_CAUSES)), N_VISITS, axis=1)
+        causes = subject[0] + 0.2 * subject[1] * years[:, None] + 0.3 * rng.normal(size=cohort.causes.shape)
+        causes[:, 0] += np.vectorize(RATES.get)(cohort.scans["group"]) * years
+        causes[:, 1] += 0.1 * (age + years - 70)
+        again = replace(cohort, causes=causes)
+        found = courses(again.spaces(rng), cohort.scans, visits, CONFIG, weights=weights, seed=seed)
+        block = Block("regions", (), np.empty((0, 0)), visits, None, True)
+        drawn = DrawnRates.of(found, weights, block)
+        between = planted[:, :1] - planted[:, 1:]
+        for estimates, truth in ((drawn.rate, planted), (drawn.difference, between)):
+            covered.append(((estimates[..., 1] <= truth) & (truth <= estimates[..., 2])).mean())
+    assert 0.92 < np.mean(covered) < 0.985
 
 
 def test_horizons_beyond_the_follow_up_are_not_drawn(cohort, rng):
@@ -290,10 +351,10 @@ def test_a_decoder_that_is_told_age_moves_with_it(cohort, rng):
         yield (0.5 + 0 * latents[:, :1] + shift * np.ones(N_VOXELS)).astype(np.float32)
 
     told = [replace(one, told=("age",), draw_latents=draw) for one in plain]
-    visits = visits_of(cohort.scans, CONFIG)
-    np.testing.assert_allclose(courses(told, cohort.scans, visits, CONFIG).rate, 0.01, rtol=1e-3)
-    assert "age" in direction_scores(told, cohort.scans, visits, CONFIG)[1]
-    found = forecasts(told, cohort.regions.to_numpy(), cohort.scans, visits, cohort.weights, CONFIG)
+    visits, config = visits_of(cohort.scans, CONFIG), with_clock(cohort.scans, CONFIG)
+    np.testing.assert_allclose(courses(told, cohort.scans, visits, config).rate, 0.01, rtol=1e-3)
+    assert "age" in direction_scores(told, cohort.scans, visits, config)[1]
+    found = forecasts(told, cohort.regions.to_numpy(), cohort.scans, visits, cohort.weights, config)
     index = [cohort.scans.index.get_indexer([f"{one}_ses-{two}" for one in found.subject]) for two in (0, 2)]
     x = cohort.regions.to_numpy()
     naive = np.abs(x[index[0]] + 0.01 * found.years[:, None] - x[index[1]]).mean(axis=1)
@@ -354,6 +415,46 @@ def test_what_cannot_be_asked_is_not_run_and_says_why(cohort, rng):
         cohort.find([spaces[0], spaces[0]])
 
 
+REFUSED = {
+    "no group has 8": [
+        lambda scans: scans[scans["subject_id"] == "sub-01"],
+        lambda scans: scans.assign(group=np.where(scans["subject_id"] == "sub-00", "CN", None)),
+    ],
+    "no scan has a 'age'": [lambda scans: scans.assign(age=np.nan)],
+    "no subject was seen at two different times": [
+        lambda scans: scans.assign(age=70.0),
+        lambda scans: scans.iloc[::N_VISITS],
+    ],
+    "144 scans are too few for": [lambda scans: scans.assign(site=np.arange(len(scans)).astype(str))],
+    "followed for 93. years": [
+        lambda scans: scans.assign(age=scans["age"].mask(scans.index == "sub-03_ses-1", 999.0)),
+    ],
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_cohorts_that_tell_nothing_are_refused_with_the_reason(cohort, said):
+    for damage in REFUSED[said]:
+        scans = damage(cohort.scans.assign(site="x"))
+        odd = replace(cohort, scans=scans, images=cohort.images[cohort.scans.index.get_indexer(scans.index)])
+        assert re.search(said, odd.find([], replace(CONFIG, site="site")).not_run)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [lambda scans: scans.assign(group=None), lambda scans: scans.assign(site=scans["session_id"], group="CN")],
+    ids=["no group", "one group, sites change"],
+)
+def test_everybody_is_one_group_where_the_column_tells_none_apart(cohort, rng, odd):
+    there = replace(cohort, scans=odd(cohort.scans.assign(site="x")))
+    found = there.find(there.spaces(rng), replace(CONFIG, site="site"))
+    rates = found.table[found.table["what"] == "rate"]
+    assert rates["group"].nunique() == 1
+    assert set(rates["kind"]) == {"regions", "decoded regions", "directions"}
+    assert np.isfinite(rates[["value", "low", "high"]].to_numpy(dtype=float)).all()
+    assert "difference in rate" not in set(found.table["what"])
+
+
 def test_caveats_say_what_the_data_cannot(cohort, rng):
     said = " ".join(cohort.find(cohort.spaces(rng)).caveats)
     assert "48 subjects: 0 seen at one time" in said
@@ -369,8 +470,12 @@ def test_caveats_say_what_the_data_cannot(cohort, rng):
         "no random slope",
         "in whole years",
         "1 subjects were seen at more than one site",
+        "prepared by itself",
     ):
         assert words in said
+    said = " ".join(two.find([], CONFIG, within_subject=True).caveats)
+    assert "through a template of their subject" in said
+    assert "prepared by itself" not in said
 
 
 def test_close_visits_give_repeatability(cohort):
@@ -381,5 +486,8 @@ def test_close_visits_give_repeatability(cohort):
     rows = table[table["what"] == "repeatability, close visits"]
     assert (len(rows), set(rows["n_subjects"])) == (N_REGIONS, {N})
     assert (rows["low"] < rows["value"]).all()
+    visits = visits_of(near, CONFIG)
+    said = answer(table, visits, CONFIG)
+    assert f"(two visits of {N} subjects close together): regions {rows['value'].median():.3f}." in said
     none = change_over_time(cohort.regions, near, replace(CONFIG, retest_days=10.0))
     assert "repeatability, close visits" not in set(none["what"])

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.analysis.longitudinal.scans import visits_of
+from nilatent.analysis.longitudinal.times import with_clock
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig
 from nilatent.errors import CohortError, SettingError
 
@@ -46,6 +49,51 @@ def test_days_and_months_become_years_from_any_origin():
         found = visits_of(scans, LongitudinalConfig(time=unit, unit=unit, covariates=("age",)))
         np.testing.assert_allclose(found.years[:3], [0, 1.1, 2.2])
         np.testing.assert_allclose(found.level[:3, 0], -9.5)
+
+
+def test_days_and_dates_stand_in_for_an_age_that_stands_still():
+    scans = table().assign(days=lambda one: 365.25 * (one["age"] - one.groupby("subject_id")["age"].transform("min")))
+    scans["age"] = scans.groupby("subject_id")["age"].transform("min")
+    day = pd.Timestamp("2012-05-01") + pd.to_timedelta(scans["days"] + 40 * scans["age"], unit="D")
+    dated = scans.drop(columns="days").assign(acq_time=day.dt.strftime("%Y-%m-%dT%H:%M:%S"))
+    for told in (scans, dated):
+        found = visits_of(told, CONFIG)
+        np.testing.assert_allclose(found.years[:6], [0, 1.1, 2.2] * 2, atol=1e-6)
+        np.testing.assert_allclose(found.level[:6, 0], np.repeat([-9.5, -8.5], 3))
+        assert found.slopes
+    # Whole years are known to a year only, and days are not.
+    whole = scans.assign(age=(scans["age"] + scans["days"] / 365.25).round())
+    np.testing.assert_allclose(visits_of(whole, CONFIG).years[:3], [0, 1.1, 2.2], atol=1e-6)
+    assert with_clock(whole, CONFIG).time == "days"
+    assert with_clock(table().assign(years=3.0), CONFIG).time == "age"
+
+
+def test_who_has_no_scan_of_the_baseline_is_older_at_the_first_one():
+    scans = table().assign(days=lambda one: 365.25 * (one["age"] - one.groupby("subject_id")["age"].transform("min")))
+    scans["age"] = scans.groupby("subject_id")["age"].transform("min")
+    late = scans.drop("sub-04_ses-1")
+    found = visits_of(late, CONFIG)
+    first = dict(zip(found.subject[found.first], found.level[found.first, 0], strict=True))
+    assert first["sub-04"] - first["sub-05"] == pytest.approx(-1 + 1.1)
+    # From an origin that is not the baseline the earliest visit is.
+    found = visits_of(late.assign(days=late["days"] + 900), CONFIG)
+    first = dict(zip(found.subject[found.first], found.level[found.first, 0], strict=True))
+    assert first["sub-04"] - first["sub-05"] == pytest.approx(-1)
+    # An age that moves is that of the visit.
+    found = visits_of(table().drop("sub-04_ses-1").assign(when=lambda one: one["age"]), replace(CONFIG, time="when"))
+    first = dict(zip(found.subject[found.first], found.level[found.first, 0], strict=True))
+    assert first["sub-04"] - first["sub-05"] == pytest.approx(-1 + 1.1)
+
+
+def test_a_unit_goes_by_the_name_of_the_column_and_a_wrong_one_is_refused():
+    scans = table().assign(days=lambda one: 365.25 * one["age"], months=lambda one: 12 * one["age"])
+    for name in ("days", "months"):
+        np.testing.assert_allclose(visits_of(scans, replace(CONFIG, time=name)).years[:3], [0, 1.1, 2.2])
+    with pytest.raises(NotComparableError, match=r"'days' in years subject sub-\d+ was followed for 80\d years"):
+        visits_of(scans, replace(CONFIG, time="days", unit="years"))
+    dated = scans.assign(seen="2011-03-04")
+    with pytest.raises(SettingError, match="'seen' holds dates"):
+        visits_of(dated, replace(CONFIG, time="seen", unit="days"))
 
 
 def test_the_design_is_a_level_and_a_rate_of_every_group_and_what_else_varies():
@@ -182,6 +230,7 @@ def test_what_says_nothing_of_change_is_refused():
         {"horizons": ()},
         {"horizons": (0.0,)},
         {"retest_days": -1.0},
+        {"n_redrawn": 5},
         {"n_permutations": 0},
         {"alpha": 0.0},
     ],

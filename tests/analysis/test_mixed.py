@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from nilatent.analysis.mixed import fit_mixed, likelihood_ratio
+from nilatent.analysis.mixed import deletion_steps, fit_mixed, likelihood_ratio
 from nilatent.errors import SettingError
 
 
@@ -61,6 +61,24 @@ def test_subject_effects_are_the_expectation_given_what_was_seen(rng):
         inverse = np.linalg.inv(z @ found.random @ z.T + found.residual_variance * np.eye(rows.sum()))
         naive = found.random @ z.T @ inverse @ (y[rows] - fixed[rows] @ found.coefficients)
         np.testing.assert_allclose(found.subject_effects[number], naive, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("slopes", [True, False])
+def test_a_subject_moves_the_effects_by_what_they_are_without_it(rng, slopes):
+    y, fixed, years, subject, _ = cohort(rng, 14)
+    # A column that one subject alone tells of.
+    fixed = np.column_stack([fixed, subject == 3])
+    found = fit_mixed(y, fixed, years + 3, subject, slopes=slopes)
+    steps = deletion_steps(y, fixed, years + 3, subject, fit=found)
+    z = np.column_stack([np.ones(len(y)), years + 3])[:, : 2 if slopes else 1]
+    covariance = z @ found.random @ z.T * (subject[:, None] == subject) + found.residual_variance * np.eye(len(y))
+    for one in range(14):
+        rest, columns = subject != one, slice(None, 4 if one == 3 else 5)
+        inverse = np.linalg.inv(covariance[np.ix_(rest, rest)])
+        x = fixed[rest, columns]
+        naive = found.coefficients[columns] - np.linalg.solve(x.T @ inverse @ x, x.T @ inverse @ y[rest])
+        np.testing.assert_allclose(steps[one, columns], naive, rtol=1e-5, atol=1e-9)
+    assert steps[3, 4] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("restricted", [True, False])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.calibration.calls import badges, called_regions, gate
 from tests.calibration.cohorts import Cohort, Condition, make_cohort
+from tests.calibration.followed import Followed, judge_followed, make_followed
 from tests.calibration.images import ImageCondition, Images, make_images, pca_latents, trained_latents, vbm_calls
 
 import nilatent
@@ -50,11 +51,29 @@ IMAGES = {
     "stable and progressive, effect 1": ImageCondition(effect=1.0, stages=True),
 }
 TRAINED = {name: IMAGES[name] for name in ("no effect", "effect 0.4", "effect 0.8")}
+FOLLOWED = {
+    "no difference, n = 40": Followed(),
+    "no difference, everybody at one rate": Followed(slope=0.0),
+    "no difference, two visits": Followed(visits=(2, 2)),
+    "difference 0.15, n = 40": Followed(difference=0.15),
+    "difference 0.15, n = 100": Followed(n=100, difference=0.15),
+    "difference 0.3, n = 40": Followed(difference=0.3),
+}
+FOLLOWED_IMAGES = {
+    "no difference": Followed(images=True),
+    "effect 0.15": Followed(images=True, difference=0.15),
+    "effect 0.3": Followed(images=True, difference=0.3),
+}
 
 Row = dict[str, float]
 REGIONAL = ("stats", "contrast", "discriminability", "lrcp/*")
 AGNOSTIC = ("stats", "residuals", "contrast", "discriminability", "crossfit", "agnostic/*", "bounds", "held_out", "sar")
 PROFILE = ("stats", "contrast", "error_profile/*")
+# Of change over time, the files that decide numbers, and not those that word them.
+LONGITUDINAL = (
+    *("stats", "contrast", "mixed", "residuals", "directions"),
+    *(f"longitudinal/{name}" for name in ("change", "directions", "drawn", "scans", "times", "visits")),
+)
 HARNESS = ("cohorts", "calls")
 
 
@@ -76,7 +95,7 @@ class Study:
         Files beside this one that do.
     """
 
-    conditions: Mapping[str, Condition | ImageCondition]
+    conditions: Mapping[str, Condition | ImageCondition | Followed]
     measure: Callable[[str, int], Row]
     n_cohorts: int
     code: tuple[str, ...]
@@ -112,6 +131,11 @@ def by_model(name: str, seed: int) -> Row:
     return called_regions(made.with_latents(trained_latents(made, seed)), seed)
 
 
+def over_years(conditions: Mapping[str, Followed]) -> Callable[[str, int], Row]:
+    """Differences in rate that are called, intervals and rates of subjects, in cohorts that are followed."""
+    return lambda name, seed: judge_followed(make_followed(conditions[name], seed))
+
+
 def ridge_gate(cohort: Cohort, seed: int) -> Row:
     """The gate of the linear model."""
     return gate(cohort, seed, models=("ridge",))
@@ -133,4 +157,6 @@ STUDIES = {
     "stages": Study(STAGES, of_arrays(STAGES, called_regions), 200, REGIONAL),
     "images": Study(IMAGES, by_pca, 40, REGIONAL, (*HARNESS, "images")),
     "trained": Study(TRAINED, by_model, 40, REGIONAL, (*HARNESS, "images")),
+    "longitudinal": Study(FOLLOWED, over_years(FOLLOWED), 200, LONGITUDINAL, ("followed",)),
+    "longitudinal images": Study(FOLLOWED_IMAGES, over_years(FOLLOWED_IMAGES), 40, LONGITUDINAL, ("followed",)),
 }

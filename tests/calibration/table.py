@@ -96,6 +96,27 @@ def planted_or_not(rows: pd.DataFrame) -> dict[str, str]:
     return power(rows) | {"LRCP, graded strong": graded(rows)["of these graded strong"]}
 
 
+def differences_in_rate(rows: pd.DataFrame) -> dict[str, str]:
+    """Family-wise calls of each kind of measure; and of the first region p, error, coverage, and rates of subjects."""
+    planted = rows["n_planted"].max() > 0
+    cells = {}
+    for kind, title in (("regions", "regions"), ("decoded", "decoded regions")):
+        found = power(rows.rename(columns=lambda name, kind=kind: name.replace(kind, "roi"))) if planted else {}
+        cells[title] = found["ROI t-test"] if planted else rate(any_region(rows, kind))
+    for name, title in (("direction", "direction"), ("ratio", "likelihood ratio"), ("permuted", "permutation")):
+        cells[title] = rate(rows[name]).removesuffix(" !") if planted else rate(rows[name])
+    error = rows["estimate"] - rows["truth"]
+    limits = 1.96 * error.std(ddof=1) / np.sqrt(len(rows))
+    cells["bias"] = f"{error.mean():+.4f} ± {limits:.4f}"
+    cells["coverage"] = rate(
+        (rows["low"] <= rows["truth"].mean()) & (rows["truth"].mean() <= rows["high"])
+    ).removesuffix(" !")
+    if planted and rows["drawn"].notna().all():
+        cells["drawn"] = f"{100 * rows['drawn'].mean() / rows['truth'].mean():.0f} %"
+    cells["r of subjects' rates, model; own lines"] = f"{rows['slopes_r'].mean():.2f}; {rows['lines_r'].mean():.2f}"
+    return cells
+
+
 CELLS: dict[str, Callable[[pd.DataFrame], dict[str, str]]] = {
     "regions": false_positives,
     "badges": badge_rates,
@@ -106,6 +127,8 @@ CELLS: dict[str, Callable[[pd.DataFrame], dict[str, str]]] = {
     "stages": power,
     "images": planted_or_not,
     "trained": planted_or_not,
+    "longitudinal": differences_in_rate,
+    "longitudinal images": differences_in_rate,
 }
 
 
@@ -163,14 +186,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the rows")
     parser.add_argument("document", type=Path, nargs="?", help="where the tables go; left out, they are printed")
-    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), help="left out: all the document has places for")
     parser.add_argument("--any-code", action="store_true", help="count rows that other code made too")
     given = parser.parse_args()
-    made = tables_of(given.folder, given.studies, any_code=given.any_code)
-    if given.document is None:
+    text = None if given.document is None else given.document.read_text(encoding="utf-8")
+    placed = [study for study in STUDIES if text is None or f"<!-- table: {study} -->" in text]
+    made = tables_of(given.folder, given.studies or placed, any_code=given.any_code)
+    if text is None:
         print("\n".join(f"{study}\n\n{lines}" for study, lines in made.items()))
     else:
-        given.document.write_text(inserted(given.document.read_text(encoding="utf-8"), made), encoding="utf-8")
+        given.document.write_text(inserted(text, made), encoding="utf-8")
 
 
 if __name__ == "__main__":

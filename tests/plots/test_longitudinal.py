@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -47,7 +49,7 @@ def finding(rng: np.random.Generator) -> Finding:
             "curve": (("shown", "group", "time", "estimate"), curve),
             "visit_value": (("shown", "visit"), value),
             "rate": (("region", "group", "estimate"), rng.normal(size=(14, 2, 3))),
-            "drawn_rate": (("region", "group"), rng.normal(size=(14, 2))),
+            "drawn_rate": (("region", "group", "estimate"), rng.normal(size=(14, 2, 1)) + np.array([0, -0.1, 0.3])),
         },
         coords={
             "group": GROUPS,
@@ -87,10 +89,25 @@ def test_rates_drawn_and_errors_are_the_numbers_of_the_finding(finding: Finding)
     sure, unsure = (one.get_offsets() for one in rates.collections[1:])
     np.testing.assert_allclose(sure[:, 0], shown.loc[shown["p_fwe"] <= 0.05, "value"])
     assert len(sure) + len(unsure) == 12
-    np.testing.assert_allclose(drawn.collections[1].get_offsets()[:, 1], finding.data["drawn_rate"][:, 1])
-    np.testing.assert_allclose(drawn.collections[1].get_offsets()[:, 0], finding.data["rate"][:, 1, 0])
+    # Of each group first the intervals, then the points.
+    ends = np.array([path.vertices[:, 1] for path in drawn.collections[2].get_paths()])
+    np.testing.assert_allclose(ends, finding.data["drawn_rate"][:, 1, 1:])
+    np.testing.assert_allclose(drawn.collections[3].get_offsets()[:, 1], finding.data["drawn_rate"][:, 1, 0])
+    np.testing.assert_allclose(drawn.collections[3].get_offsets()[:, 0], finding.data["rate"][:, 1, 0])
     np.testing.assert_allclose(errors.collections[1].get_offsets()[:, 0], [2, 3])
     assert [text.get_text() for text in errors.texts] == ["first scan", "latent image"]
+
+
+def test_repeatability_is_that_of_every_measure_and_its_median(finding: Finding) -> None:
+    values = np.array([0.9, 0.5, 0.7])
+    more = [
+        rows(written.REPEATABILITY, kind, ["a", "b", "c"], "", values - 0.1 * shift) for shift, kind in enumerate("xy")
+    ]
+    table = pd.concat([finding.table, *more], ignore_index=True)
+    axes = longitudinal.draw(replace(finding, table=table)).axes[-1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y"]
+    np.testing.assert_allclose(axes.lines[2].get_xdata(), values - 0.1)
+    assert [line.get_xdata()[0] for line in axes.lines[1::2]] == pytest.approx([0.7, 0.6])
 
 
 def test_panels_of_what_is_not_there_are_left_out(finding: Finding) -> None:
@@ -107,5 +124,5 @@ def test_panels_of_what_is_not_there_are_left_out(finding: Finding) -> None:
 
 def test_every_column_and_kind_of_row_of_the_table_has_a_name() -> None:
     assert list(longitudinal.COLUMN_NAMES) == list(written.COLUMNS)
-    words = (longitudinal.DIFFERENCE, longitudinal.RATE, longitudinal.ERROR, longitudinal.REGIONS)
-    assert words == (written.DIFFERENCE, written.RATE, written.ERROR, written.REGIONS)
+    names = ("DIFFERENCE", "RATE", "ERROR", "REGIONS", "REPEATABILITY")
+    assert [getattr(longitudinal, name) for name in names] == [getattr(written, name) for name in names]

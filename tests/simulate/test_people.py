@@ -128,6 +128,16 @@ def test_sessions_follow_each_persons_slope():
     assert slopes.nunique() == 10
 
 
+def test_missed_visits_leave_the_others_as_they_were():
+    settings = {"n_sessions": 4, "n_subjects": 200, "seed": 3}
+    (all_scans, all_planted), (scans, planted) = people(**settings), people(missed_fraction=0.3, **settings)
+    assert scans.equals(all_scans.loc[scans.index])
+    assert planted.equals(all_planted.loc[scans.index])
+    assert (scans["years"] == 0).sum() == 200
+    assert 1 - (len(scans) - 200) / 600 == pytest.approx(0.3, abs=0.06)
+    assert (people(missed_fraction=1.0, **settings)[0]["session_id"] == "ses-01").all()
+
+
 def test_visits_carry_the_tables_in_order():
     scans, planted = people(n_sessions=2, n_subjects=12, n_sites=3)
     visits = [visit for one in visits_of_people(scans, planted) for visit in one]

@@ -16,6 +16,7 @@ from nilatent.simulate import SimulationConfig
         ({"native_spacing_mm": 9}, "native_spacing_mm lies between"),
         ({"n_sites": 0}, "n_sites lies between"),
         ({"n_sessions": 0}, "n_sessions lies between"),
+        ({"missed_fraction": 1.5}, "missed_fraction lies between"),
         ({"n_sessions": 2, "interval_years": 0.1}, "interval_years lies between"),
         ({"group_fraction": 1.1}, "group_fraction lies between"),
         ({"advanced_fraction": 0.6}, "advanced_fraction lies between 0 and 0.5"),

@@ -12,6 +12,7 @@ from nilatent.plots import style
 N_COLUMNS = 3
 N_MEASURES = 12
 DIFFERENCE, RATE, ERROR, REGIONS = "difference in rate", "rate", "error of forecast", "regions"
+REPEATABILITY = "repeatability"
 
 COLUMN_NAMES = {
     "what": ("what", "Rate: change per year; repeatability: intraclass correlation; errors are of held-out subjects"),
@@ -27,12 +28,14 @@ COLUMN_NAMES = {
     "p_fwe": ("p, family-wise", "By permutation, over all measures of the kind"),
     "q": ("q", "False discovery rate over the measures of the kind"),
     "drawn": ("drawn", "The same rate in the images of the average subject of the group"),
+    "drawn_low": ("drawn, from", "95 % interval over subjects, given the decoders"),
+    "drawn_high": ("drawn, to", "95 % interval over subjects, given the decoders"),
     "random": ("random effects", "What differs between subjects in the model"),
     "n_subjects": ("subjects", "Of a rate: seen at two times or more"),
     "n_scans": ("scans", ""),
 }
 MAPS = {
-    "difference": ("difference between groups in the drawn change per year", None),
+    "difference": ("difference in drawn change per year", None),
     "change": ("drawn change per year of the first group", None),
 }
 """Map of the finding to the label of its colour bar and its limits (None: from the map)."""
@@ -40,7 +43,7 @@ MAPS = {
 
 @mpl.rc_context(style.STYLE)
 def draw(finding: Finding) -> Figure:
-    """Courses of the measures that tell most, with every visit; rates; what is drawn beside what is measured; forecasts.
+    """Courses of the measures that tell most, with every visit; rates, drawn and measured; forecasts; repeatability.
 
     Parameters
     ----------
@@ -62,8 +65,10 @@ def draw(finding: Finding) -> Figure:
         *([_errors] if (table["what"] == ERROR).any() else []),
     ]
     n_rows = -(-n_shown // N_COLUMNS)
-    drawn = style.figure(9.2, 2.5 * n_rows + 3.6)
-    above, under = drawn.subfigures(2, 1, squeeze=False, height_ratios=[2.5 * n_rows, 3.6])[:, 0]
+    repeated = bool((table["what"] == REPEATABILITY).any())
+    heights = [2.5 * n_rows, 3.6, *([1.7] if repeated else [])]
+    drawn = style.figure(9.2, sum(heights))
+    above, under, *last = drawn.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid = above.subplots(n_rows, N_COLUMNS, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number < n_shown:
@@ -73,6 +78,8 @@ def draw(finding: Finding) -> Figure:
     grid[0, 0].legend(loc="best", handletextpad=0.4)
     for axes, panel in zip(under.subplots(1, len(below), squeeze=False)[0], below, strict=True):
         panel(axes, finding)
+    for figure in last:
+        _repeatability(figure.subplots(), finding)
     return drawn
 
 
@@ -114,6 +121,7 @@ def _rates(axes: Axes, finding: Finding) -> None:
     axes.set_yticks(heights, [style.plain(name, width=22) for name in rows["measure"]], fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(f"per {finding.data.attrs['step']}, 95 % interval")
     pair = str(rows["group"].iloc[0]).replace(":", " less ")
     filled = "\nfilled: family-wise significant" if what == DIFFERENCE else ""
@@ -122,18 +130,36 @@ def _rates(axes: Axes, finding: Finding) -> None:
 
 def _drawn(axes: Axes, finding: Finding) -> None:
     data = finding.data
-    measured, drawn = data["rate"].sel(estimate="value").values, data["drawn_rate"].values
+    measured = data["rate"].sel(estimate="value").values
+    drawn, low, high = (data["drawn_rate"].sel(estimate=end).values for end in ("value", "low", "high"))
     for number, (name, (colour, marker)) in enumerate(_looks(finding).items()):
+        axes.vlines(measured[:, number], low[:, number], high[:, number], color=colour, lw=0.5, alpha=0.35)
         label = style.plain(name, width=20)
         axes.scatter(
             measured[:, number], drawn[:, number], s=10, color=colour, marker=marker, alpha=0.7, lw=0, label=label
         )
     ends = [min(np.nanmin(measured), np.nanmin(drawn)), max(np.nanmax(measured), np.nanmax(drawn))]
     axes.plot(ends, ends, color=style.QUIET, lw=0.8)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(f"measured, per {data.attrs['step']}")
     axes.set_ylabel("drawn")
     axes.set_title("Rates of regions:\nimages of the average subject")
     axes.legend(loc="best", handletextpad=0.1)
+
+
+def _repeatability(axes: Axes, finding: Finding) -> None:
+    rows = finding.table[finding.table["what"] == REPEATABILITY]
+    kinds = list(rows["kind"].unique())
+    for height, kind in enumerate(kinds):
+        value = rows.loc[rows["kind"] == kind, "value"]
+        axes.plot(value, np.full(len(value), height), "|", color=style.BLUE, ms=9, mew=0.8, alpha=0.6)
+        axes.plot(value.median(), height, "o", color=style.ORANGE, ms=5)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(min(0.9, np.floor(10 * float(rows["value"].min())) / 10), 1.002)
+    axes.set_xlabel("share of variance between subjects")
+    axes.set_title("Repeatability of every measure (intraclass correlation by its mixed model); dots: medians")
 
 
 def _errors(axes: Axes, finding: Finding) -> None:

@@ -69,6 +69,8 @@ class SimulationConfig:
         Visits of each person.
     interval_years : float
         Time between two visits.
+    missed_fraction : float
+        Share of visits after the first that do not take place; the others keep their dates and labels.
     deformation : float
         Multiplies the differences in shape between people; 0 gives everyone the template's shape.
     n_causes : int
@@ -104,6 +106,7 @@ class SimulationConfig:
     site_effect: float = 1.0
     n_sessions: int = 1
     interval_years: float = 1.0
+    missed_fraction: float = 0.0
     deformation: float = 1.0
     n_causes: int = 0
     noise: float = 1.0
@@ -119,6 +122,7 @@ class SimulationConfig:
         _in_range("n_sites", self.n_sites, 1, 99)
         _in_range("n_sessions", self.n_sessions, 1, 99)
         _in_range("interval_years", self.interval_years, 2 * VISIT_JITTER_YEARS, 20)
+        _in_range("missed_fraction", self.missed_fraction, 0, 1)
         _in_range("group_fraction", self.group_fraction, 0, 1)
         _in_range("advanced_fraction", self.advanced_fraction, 0, self.group_fraction)
         _in_range("site_effect", self.site_effect, 0, 5)

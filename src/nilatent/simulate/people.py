@@ -157,6 +157,9 @@ def _visits(config: SimulationConfig, index: int, *, template_ml: float) -> list
         years = visit * config.interval_years + (at_visit.uniform(-1, 1) * VISIT_JITTER_YEARS if visit else 0.0)
         disease = start + slope * years
         score = SCORE_HEALTHY - SCORE_PER_SEVERITY * disease + SCORE_SD * at_visit.standard_normal()
+        # Drawn last, so that the visits that do take place are those of a cohort in which nobody stays away.
+        if visit and at_visit.random() < config.missed_fraction:
+            continue
         session = f"ses-{visit + 1:02d}" if config.n_sessions > 1 else ""
         rows.append(
             {

@@ -22,7 +22,7 @@ from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.longitudinal.change import change
 from nilatent.analysis.longitudinal.data import arrays
 from nilatent.analysis.longitudinal.directions import direction_scores
-from nilatent.analysis.longitudinal.drawn import Courses, courses, decoded_regions, place, regional_means
+from nilatent.analysis.longitudinal.drawn import Courses, courses, decoded_regions, place
 from nilatent.analysis.longitudinal.forecast import Forecasts, Masked, forecasts
 from nilatent.analysis.longitudinal.scans import visits_of
 from nilatent.analysis.longitudinal.table import (
@@ -32,11 +32,13 @@ from nilatent.analysis.longitudinal.table import (
     LATENTS,
     REGIONS,
     Block,
+    DrawnRates,
     change_rows,
     forecast_rows,
     joined,
     repeat_rows,
 )
+from nilatent.analysis.longitudinal.times import with_clock
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig, Visits
 from nilatent.analysis.longitudinal.words import answer, caveats
 from nilatent.atlas import RegionWeights
@@ -103,7 +105,7 @@ def change_over_time(
     SettingError
         When a setting names what does not exist.
     """
-    table = _joined(values, scans)
+    table, config = _joined(values, scans), with_clock(scans, config)
     visits = visits_of(scans, config, complete=np.isfinite(table).all(axis=1))
     block = _block(
         kind, tuple(map(str, values.columns)), table[visits.rows], visits, config, percent=percent, seed=seed
@@ -122,6 +124,7 @@ def longitudinal(
     *,
     study: LatentSpace | None = None,
     masked: Masked | None = None,
+    within_subject: bool = False,
     seed: int = 0,
     label: str = "",
 ) -> Finding:
@@ -145,6 +148,8 @@ def longitudinal(
         The study's own space, whose single latents are described although it was trained on most of the scans.
     masked : Callable, optional
         Scan identifiers to measured images (scan, voxel) inside the mask; left out, forecasts are judged by regions only.
+    within_subject : bool
+        Whether scans were prepared through templates of their subjects: what the reader is warned of.
     seed : int
         Of permutations and resampling.
     label : str
@@ -167,6 +172,7 @@ def longitudinal(
         raise CohortError("The columns of the regions are not the regions of the atlas. Compute the regions again.")
     x = _joined(regions, scans)
     try:
+        config = with_clock(scans, config)
         visits = visits_of(scans, config, complete=np.isfinite(x).all(axis=1))
         measured = _block(
             REGIONS, tuple(weights.names), x[visits.rows], visits, config, percent=True, seed=seed, label=label
@@ -175,7 +181,7 @@ def longitudinal(
         return not_run(NAME, QUESTION, str(error))
     decoded = _decoded(spaces, study, x, scans, visits, weights, config, masked=masked, seed=seed, label=label)
     blocks = [measured, *decoded.blocks]
-    drawn = _drawn_rates(decoded.courses, weights)
+    drawn = None if decoded.courses is None else DrawnRates.of(decoded.courses, weights, measured)
     tables = [change_rows(block, drawn if block.kind == REGIONS else None) for block in blocks]
     tables += [repeat_rows(block, config, seed=seed) for block in blocks]
     tables += [forecast_rows(decoded.forecasts, seed=seed)] if decoded.forecasts is not None else []
@@ -191,9 +197,10 @@ def longitudinal(
             "groups": list(visits.groups),
             "contrasts": [":".join(pair) for pair in visits.contrasts],
             "n_models": len(spaces),
+            "drawn_seen": decoded.courses is not None and decoded.courses.seen,
             "left_out": visits.left_out,
         },
-        caveats=caveats(table, blocks, scans, decoded.courses, decoded.refused, config),
+        caveats=caveats(table, blocks, scans, decoded.courses, decoded.refused, config, within_subject=within_subject),
         n_scans=len(visits.rows),
         n_subjects=int(visits.first.sum()),
         maps=_maps(decoded.courses, visits, grid, mask),
@@ -271,7 +278,7 @@ def _decoded(
             refused[kind] = str(error)
     course, foreseen = None, None
     try:
-        course = courses(spaces, scans, visits, config)
+        course = courses(spaces, scans, visits, config, weights=weights, seed=seed)
     except NotComparableError as error:
         refused["drawn courses"] = str(error)
     try:
@@ -302,11 +309,6 @@ def _reconstructed(
         values = decoded_regions(space, scans, rows, weights)
         parts.append(pd.DataFrame(values, space.scans[rows], list(weights.names)))
     return pd.concat(parts)
-
-
-def _drawn_rates(found: Courses | None, weights: RegionWeights) -> np.ndarray | None:
-    """(region, group) change per year of the drawn courses."""
-    return None if found is None else regional_means([found.rate], weights).T
 
 
 def _maps(found: Courses | None, visits: Visits, grid: Grid, mask: npt.NDArray[np.bool_]) -> dict[str, nib.Nifti1Image]:

@@ -6,7 +6,7 @@ import xarray as xr
 
 from nilatent.analysis.longitudinal.change import degrees
 from nilatent.analysis.longitudinal.drawn import Courses
-from nilatent.analysis.longitudinal.table import DIFFERENCE, DIRECTIONS, RATE, REGIONS, Block
+from nilatent.analysis.longitudinal.table import DIFFERENCE, DIRECTIONS, RATE, REGIONS, Block, DrawnRates
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig
 
 N_SHOWN = 6
@@ -18,7 +18,7 @@ def arrays(
     blocks: list[Block],
     table: pd.DataFrame,
     found: Courses | None,
-    drawn: np.ndarray | None,
+    drawn: DrawnRates | None,
     config: LongitudinalConfig,
 ) -> xr.Dataset:
     """Everything a figure needs beside the table.
@@ -31,8 +31,8 @@ def arrays(
         Of the finding; the first measures are shown.
     found : Courses or None
         Drawn courses.
-    drawn : ndarray or None
-        (region, group) change per year of the drawn courses.
+    drawn : DrawnRates or None
+        What the regions do in these.
     config : LongitudinalConfig
         Settings.
 
@@ -41,7 +41,7 @@ def arrays(
     Dataset
         ``curve`` (shown, group, time, estimate) with low and high ends; ``visit_value`` (shown, visit) of average covariates,
         NaN where a kind of measure has no such visit; ``subject_rate`` (region, subject) best linear unbiased predictions;
-        ``rate`` and ``drawn_rate`` (region, group); ``drawn_years`` and ``drawn_subjects`` where courses were drawn.
+        ``rate`` and ``drawn_rate`` (region, group, estimate); ``drawn_years`` and ``drawn_subjects`` where courses were drawn.
     """
     measured = blocks[0]
     visits, groups = measured.visits, list(measured.visits.groups)
@@ -73,7 +73,7 @@ def arrays(
         "rate": (("region", "group", "estimate"), measured.change.rate),
     }
     if found is not None and drawn is not None:
-        data["drawn_rate"] = (("region", "group"), drawn)
+        data["drawn_rate"] = (("region", "group", "estimate"), drawn.rate)
         data["drawn_subjects"] = (("group",), found.n_subjects)
         data["drawn_years"] = (("drawn_time",), found.years)
     return xr.Dataset(data, coords=coordinates, attrs={"step": config.step})

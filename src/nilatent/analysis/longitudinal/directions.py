@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from nilatent.analysis.contrast import NotComparableError, confound_matrix, first_scans
+from nilatent.analysis.contrast import MIN_PER_GROUP, NotComparableError, confound_matrix, first_scans
 from nilatent.analysis.directions import covariate_step, group_step
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig, Visits
@@ -53,8 +53,12 @@ def direction_scores(
     parts: list[pd.DataFrame] = []
     refused: dict[str, str] = {}
     for space in spaces:
-        centre, within = _spread(space, scans, config)
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
+        try:
+            centre, within = _spread(space, scans, visits, config)
+        except NotComparableError as error:
+            refused |= dict.fromkeys(wanted, str(error))
+            continue
         for name, step_of in wanted.items():
             try:
                 if name in space.told:
@@ -97,7 +101,9 @@ def score(coordinates: np.ndarray, pattern: np.ndarray, within: np.ndarray) -> n
     return np.asarray(coordinates @ weights / size)
 
 
-def _spread(space: LatentSpace, scans: pd.DataFrame, config: LongitudinalConfig) -> tuple[np.ndarray, np.ndarray]:
+def _spread(
+    space: LatentSpace, scans: pd.DataFrame, visits: Visits, config: LongitudinalConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the first training scan of each subject, and covariance of these beside covariates, site and group."""
     # scikit-learn is slow to import, and most users of this file do without.
     from sklearn.covariance import ledoit_wolf
@@ -108,10 +114,12 @@ def _spread(space: LatentSpace, scans: pd.DataFrame, config: LongitudinalConfig)
     names = [
         *config.covariates,
         *([config.site] if config.site else []),
-        *([config.group] if config.group in held else []),
+        *([config.group] if visits.contrasts else []),
     ]
     confounds = confound_matrix(held, names, levels=[name for name in (config.site, config.group) if name])
     whole = np.isfinite(confounds).all(axis=1)
+    if whole.sum() < MIN_PER_GROUP:
+        raise NotComparableError(f"{whole.sum()} training subjects have all covariates; {MIN_PER_GROUP} are needed")
     left = residualise(z[whole], confounds[whole])
     # Shrunk on a scale on which latents of any unit are equal.
     size = np.maximum(left.std(axis=0), FLAT * left.std(axis=0).max(initial=0.0)) + np.finfo(float).tiny

@@ -12,7 +12,8 @@ from nilatent.analysis.contrast import (
     contrasts_of,
     level_words,
 )
-from nilatent.analysis.longitudinal.visits import PER_YEAR, SAME_TIME, LongitudinalConfig, Visits
+from nilatent.analysis.longitudinal.times import AGE, ages_at_visits, with_clock, years_of
+from nilatent.analysis.longitudinal.visits import SAME_TIME, LongitudinalConfig, Visits
 from nilatent.errors import CohortError, SettingError
 
 EVERYBODY = "everybody"
@@ -45,7 +46,8 @@ def visits_of(scans: pd.DataFrame, config: LongitudinalConfig, *, complete: np.n
     SettingError
         When a column or a contrast does not exist, or the time is no number.
     """
-    time, group = _time(scans, config), _groups(scans, config)
+    config = with_clock(scans, config)
+    time, group = years_of(scans, config), _groups(scans, config)
     _check_sessions(scans, time, config)
     _check_groups(scans, group, config)
     sites = [config.site] if config.site else []
@@ -64,7 +66,10 @@ def visits_of(scans: pd.DataFrame, config: LongitudinalConfig, *, complete: np.n
     rows = np.flatnonzero(whole)
     rows = rows[np.lexsort((time[rows], subject[rows]))]
     if len(rows) == 0:
-        raise NotComparableError("no scan has a time, a group and every covariate")
+        raise NotComparableError(
+            f"no scan has a '{config.time}', a group and every covariate: "
+            + "; ".join(f"{len(ids)} scans: {reason}" for reason, ids in left_out.items())
+        )
     subject = subject[rows]
     first = np.r_[True, subject[1:] != subject[:-1]]
     opening = np.flatnonzero(first)[np.cumsum(first) - 1]
@@ -72,7 +77,7 @@ def visits_of(scans: pd.DataFrame, config: LongitudinalConfig, *, complete: np.n
     found = Visits(
         rows=rows,
         subject=subject,
-        years=(time[rows] - time[rows][opening]) / PER_YEAR[config.unit],
+        years=time[rows] - time[rows][opening],
         group=group[rows],
         groups=tuple(sorted(map(str, set(group[rows])))),
         contrasts=_contrasts(scans.iloc[rows], group[rows], config),
@@ -108,7 +113,11 @@ def _held(
     parts, at_first = [np.empty((len(scans), 0))], list[bool]()
     for name in names:
         plain = confound_matrix(scans, [name], levels=[config.site] if config.site else [])
-        parts.append(time[:, None] if name == config.time else plain)
+        if name == config.time:
+            plain = time[:, None]
+        elif name == AGE and config.step == "year" and pd.api.types.is_numeric_dtype(scans[AGE]):
+            plain = ages_at_visits(scans, time)[:, None]
+        parts.append(plain)
         at_first += [name in {config.time, "age"}] * parts[-1].shape[1]
     return np.hstack(parts), np.array(at_first, dtype=bool)
 
@@ -130,20 +139,6 @@ def _large_enough(found: Visits, scans: pd.DataFrame) -> Visits:
     return found.take(np.full(len(found.rows), True), least=MIN_PER_GROUP)
 
 
-def _time(scans: pd.DataFrame, config: LongitudinalConfig) -> np.ndarray:
-    if config.time not in scans:
-        raise NotComparableError(f"no column '{config.time}'; name that of the time of a visit as longitudinal.time")
-    numbers = pd.to_numeric(scans[config.time], errors="coerce")
-    words = scans.loc[numbers.isna() & level_words(scans[config.time]).notna(), config.time]
-    if len(words):
-        raise SettingError(
-            f"'{config.time}' of scan {words.index[0]} is '{words.iloc[0]}', no number ({len(words)} in all). Give the time of a "
-            f"visit in {config.unit}, or write n/a."
-        )
-    time = numbers.to_numpy(dtype=np.float64)
-    return np.where(np.isfinite(time), time, np.nan)
-
-
 def _groups(scans: pd.DataFrame, config: LongitudinalConfig) -> np.ndarray:
     """(scan,) group of the subject, which may be written at one of its visits only; empty where it is nowhere."""
     if config.group not in scans:
@@ -151,6 +146,8 @@ def _groups(scans: pd.DataFrame, config: LongitudinalConfig) -> np.ndarray:
             raise SettingError(f"The contrast '{config.contrast}' wants a column '{config.group}', which is not there.")
         return np.full(len(scans), EVERYBODY)
     words = level_words(scans[config.group])
+    if words.isna().all() and not config.contrast:
+        return np.full(len(scans), EVERYBODY)
     filled = words.groupby(scans["subject_id"].to_numpy()).transform(lambda one: one.ffill().bfill())
     named = {side.strip() for pair in config.contrast.split(",") for side in pair.partition(":")[::2]}
     if config.contrast and named <= set(words.dropna()):
@@ -175,6 +172,7 @@ def _check_sessions(scans: pd.DataFrame, time: np.ndarray, config: LongitudinalC
         scans["session_id"].fillna("").astype(str).to_numpy() if "session_id" in scans else np.full(len(scans), "")
     )
     table = pd.DataFrame({"subject": scans["subject_id"].to_numpy().astype(str), "session": sessions, "time": time})
+    table = table.assign(cell=level_words(scans[config.time]).to_numpy())
     twice = table.duplicated(["subject", "session"]) & (
         (table["session"] != "") | (table["time"].notna() & table.duplicated(["subject", "session", "time"]))
     )
@@ -194,8 +192,8 @@ def _check_sessions(scans: pd.DataFrame, time: np.ndarray, config: LongitudinalC
         later = int(np.flatnonzero(back)[0])
         one, other = table.iloc[later - 1], table.iloc[later]
         raise CohortError(
-            f"Time runs backwards in subject {one['subject']}: '{config.time}' is {one['time']:g} at session {one['session']} "
-            f"and {other['time']:g} at session {other['session']} ({int(back.sum())} such). Correct the sessions or the column."
+            f"Time runs backwards in subject {one['subject']}: '{config.time}' is {one['cell']} at session {one['session']} "
+            f"and {other['cell']} at session {other['session']} ({int(back.sum())} such). Correct the sessions or the column."
         )
 
 

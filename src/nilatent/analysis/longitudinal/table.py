@@ -4,17 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from nilatent.analysis import stats
-from nilatent.analysis.longitudinal.change import Change
+from nilatent.analysis.longitudinal.change import Change, degrees
+from nilatent.analysis.longitudinal.drawn import Courses, regional_means
 from nilatent.analysis.longitudinal.forecast import OF_LATENTS, REGIONAL, VOXEL, Forecasts, mean_errors
 from nilatent.analysis.longitudinal.repeat import MIN_PAIRS, icc, icc_of_model, repeats
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig, Visits
+from nilatent.atlas import RegionWeights
 
 COLUMNS = (
     "what", "kind", "measure", "group", "value", "low", "high", "percent", "p", "p_permutation", "p_fwe", "q", "drawn",
-    "random", "n_subjects", "n_scans",
+    "drawn_low", "drawn_high", "random", "n_subjects", "n_scans",
 )  # fmt: skip
+DRAWN = ("drawn", "drawn_low", "drawn_high")
 DIFFERENCE, RATE, REPEATABILITY, RETEST = "difference in rate", "rate", "repeatability", "repeatability, close visits"
 ERROR, ERROR_LESS_FIRST = "error of forecast", "error less that of the first scan"
 ERROR_LESS_BEST = "error less that of the best without latents"
@@ -49,22 +53,63 @@ class Block:
     percent: bool
 
 
-def change_rows(block: Block, drawn: np.ndarray | None = None) -> pd.DataFrame:
+@dataclass(frozen=True, eq=False)
+class DrawnRates:
+    """Change per year of regions in the drawn courses, with 95 % intervals by Student's t; NaN where nothing was redrawn.
+
+    Parameters
+    ----------
+    rate : ndarray
+        (region, group, 3).
+    difference : ndarray
+        (region, contrast, 3) the first group less the second.
+    """
+
+    rate: np.ndarray
+    difference: np.ndarray
+
+    @classmethod
+    def of(cls, found: Courses, weights: RegionWeights, block: Block) -> "DrawnRates":
+        """From the courses and the courses drawn again.
+
+        Parameters
+        ----------
+        found : Courses
+            Of all groups of the visits of `block`.
+        weights : RegionWeights
+            The atlas in the mask in which decoders draw.
+        block : Block
+            The regions as measured, for the contrasts and the degrees of freedom.
+        """
+        visits, wide = block.visits, float(student_t.ppf(0.975, degrees(block.visits)))
+        pairs = [[visits.groups.index(group) for group in pair] for pair in visits.contrasts]
+        rate, again = regional_means([found.rate], weights).T, np.moveaxis(found.redrawn, 0, 2).swapaxes(0, 1)
+
+        def estimates(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+            error = draws.std(axis=2, ddof=1) * wide if draws.shape[2] else np.full(values.shape, np.nan)
+            return np.stack([values, values - error, values + error], axis=2)
+
+        one, other = ([pair[side] for pair in pairs] for side in (0, 1))
+        return cls(estimates(rate, again), estimates(rate[:, one] - rate[:, other], again[:, one] - again[:, other]))
+
+
+def change_rows(block: Block, drawn: DrawnRates | None = None) -> pd.DataFrame:
     """Differences between groups, then rates of each, best first.
 
     Parameters
     ----------
     block : Block
         What was found.
-    drawn : ndarray, optional
-        (measure, group) change per year of the drawn course of each group.
+    drawn : DrawnRates, optional
+        What the same measures do in the drawn courses.
     """
     found, visits = block.change, block.visits
     size = np.where(block.percent, found.level, np.nan)
     size = np.where(np.abs(size) > 0, size, np.nan)
-    tables = []
+    tables, blank = [], np.full((len(block.names), 3), np.nan)
     for number, pair in enumerate(visits.contrasts):
         case, reference = (visits.groups.index(group) for group in pair)
+        shown = blank if drawn is None else drawn.difference[:, number]
         share = found.rate[:, :, 0] / size * 100
         rows = _rows(block, DIFFERENCE, ":".join(pair), found.difference[:, number], found.p_ratio[:, number])
         tables.append(
@@ -73,18 +118,19 @@ def change_rows(block: Block, drawn: np.ndarray | None = None) -> pd.DataFrame:
                 p_permutation=found.p_permutation[:, number],
                 p_fwe=found.p_fwe[:, number],
                 q=_q(found.p_permutation[:, number]),
-                drawn=np.nan if drawn is None else drawn[:, case] - drawn[:, reference],
+                **dict(zip(DRAWN, shown.T, strict=True)),
                 n_subjects=sum(visits.n_repeated(group) for group in pair),
                 n_scans=int(np.isin(visits.group, pair).sum()),
             )
         )
     for number, group in enumerate(visits.groups):
         rows = _rows(block, RATE, group, found.rate[:, number], found.p_rate[:, number])
+        shown = blank if drawn is None else drawn.rate[:, number]
         tables.append(
             rows.assign(
                 percent=found.rate[:, number, 0] / size[:, number] * 100,
                 q=_q(found.p_rate[:, number]),
-                drawn=np.nan if drawn is None else drawn[:, number],
+                **dict(zip(DRAWN, shown.T, strict=True)),
                 n_subjects=visits.n_repeated(group),
                 n_scans=int((visits.group == group).sum()),
             )

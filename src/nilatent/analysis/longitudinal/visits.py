@@ -7,8 +7,12 @@ import numpy as np
 from nilatent.analysis.contrast import NotComparableError
 from nilatent.errors import SettingError
 
-PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25, "visits": 1.0}
-"""How many of a unit of time make a year; a visit is a unit of its own."""
+PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25, "dates": 365.25, "visits": 1.0}
+"""How many of a unit of time make a year; a visit is a unit of its own, and dates are counted in days."""
+MIN_DEGREES_OF_SCANS = 4
+"""Scans more than effects below which no model is fitted."""
+MIN_REDRAWN = 20
+"""Draws below which their spread says too little."""
 # Visits closer than this, in years, are repeats of one time: they say nothing of a slope.
 SAME_TIME = 1e-6
 
@@ -31,11 +35,17 @@ class LongitudinalConfig:
     site : str
         Column of the site, a covariate, and the block within which subjects are permuted; empty for none.
     time : str
-        Column of the time of a visit: age, or time since any event.
+        Column of the time of a visit: age, time since any event, or dates. ``"auto"`` takes age, unless that stands still or
+        is in whole years and there is a column ``acq_time``, ``days``, ``months`` or ``years``. An age that stands still is
+        that of the baseline.
     unit : str
-        ``"years"``, ``"months"``, ``"days"`` or, where only their number is known, ``"visits"``.
+        ``"years"``, ``"months"``, ``"days"``, ``"dates"`` or, where only their number is known, ``"visits"``; ``"auto"`` goes
+        by the name of the column, years where that does not say.
     horizons : tuple[float, ...]
         Years after the first visit at which trajectories are drawn; those beyond the longest follow-up are left out.
+    n_redrawn : int
+        How often every decoder draws the courses again with other weights of the subjects, for the intervals of what it
+        draws; 0 gives none.
     retest_days : float
         Two visits at most this far apart are repeats of one state; 0 looks for none.
     n_permutations : int
@@ -49,9 +59,10 @@ class LongitudinalConfig:
     covariates: tuple[str, ...] = ()
     pace: tuple[str, ...] = ()
     site: str = ""
-    time: str = "age"
-    unit: str = "years"
+    time: str = "auto"
+    unit: str = "auto"
     horizons: tuple[float, ...] = (1.0, 2.0, 4.0)
+    n_redrawn: int = 50
     retest_days: float = 90.0
     n_permutations: int = 5000
     alpha: float = 0.05
@@ -64,10 +75,14 @@ class LongitudinalConfig:
         SettingError
             Names the setting and its range.
         """
-        if self.unit not in PER_YEAR:
-            raise SettingError(f"longitudinal.unit is '{self.unit}'; it is one of {', '.join(PER_YEAR)}.")
+        if self.unit not in (*PER_YEAR, "auto"):
+            raise SettingError(f"longitudinal.unit is '{self.unit}'; it is one of auto, {', '.join(PER_YEAR)}.")
         if not self.horizons or min(self.horizons) <= 0:
             raise SettingError(f"longitudinal.horizons is {self.horizons}; give one or more, all above 0.")
+        if self.n_redrawn and self.n_redrawn < MIN_REDRAWN:
+            raise SettingError(
+                f"longitudinal.n_redrawn is {self.n_redrawn}; it must be at least {MIN_REDRAWN}, or 0 for no intervals."
+            )
         if not 0 <= self.retest_days < np.inf:
             raise SettingError(f"longitudinal.retest_days is {self.retest_days}; it must be at least 0.")
         if self.n_permutations < 1:
@@ -156,7 +171,13 @@ class Visits:
         return int((self.repeated & (self.group == group)).sum())
 
     def design(self) -> np.ndarray:
-        """(visit, fixed) a level and a slope of every group, then what else varies: `pace` by time, and covariates."""
+        """(visit, fixed) a level and a slope of every group, then what else varies: `pace` by time, and covariates.
+
+        Raises
+        ------
+        NotComparableError
+            When a rate cannot be told from another, or scans are too few.
+        """
         member = (self.group[:, None] == np.array(self.groups)).astype(np.float64)
         columns = np.hstack([member, member * self.years[:, None]])
         rates = self.pace * self.years[:, None]
@@ -171,6 +192,10 @@ class Visits:
             more = np.column_stack([whole, column])
             if np.linalg.matrix_rank(more) == more.shape[1]:
                 whole = more
+        if len(whole) - whole.shape[1] < MIN_DEGREES_OF_SCANS:
+            raise NotComparableError(
+                f"{len(whole)} scans are too few for {whole.shape[1]} effects; name fewer covariates, or a site with fewer levels"
+            )
         return whole
 
     def take(self, kept: np.ndarray, *, least: int) -> "Visits":

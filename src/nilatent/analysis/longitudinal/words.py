@@ -17,12 +17,22 @@ from nilatent.analysis.longitudinal.table import (
     LATENTS,
     RATE,
     REGIONS,
+    REPEATABILITY,
     RETEST,
     Block,
 )
+from nilatent.analysis.longitudinal.times import AGE, age_is_of_baseline, numbers_of, years_of
 from nilatent.analysis.longitudinal.visits import LongitudinalConfig, Visits
 
 N_NAMED = 3
+ALONE = (
+    "Every visit was prepared by itself, without a template of the subject: what differs in position, registration or scanner "
+    "between two visits looks like change."
+)
+TOGETHER = (
+    "Visits of raw scans were prepared through a template of their subject, so that all of a subject have one transform and one "
+    "brain mask; what differs in position or scanner between two visits still looks like change."
+)
 # Subjects seen twice, per group, below which the reader is told what so few can say.
 SMALL_GROUP = 20
 
@@ -32,7 +42,8 @@ def answer(table: pd.DataFrame, visits: Visits, config: LongitudinalConfig) -> s
     foreseen, wins = _forecast(table)
     lines = [_differences(table, pair, config) for pair in visits.contrasts]
     lines = lines or [_rates(table, visits, config)]
-    return " ".join([*lines, *foreseen] if wins else [*foreseen, *lines])
+    repeatable = [_repeatability(table, what) for what in (RETEST, REPEATABILITY) if (table["what"] == what).any()]
+    return " ".join([*lines, *foreseen, *repeatable[:1]] if wins else [*foreseen, *lines, *repeatable[:1]])
 
 
 def _differences(table: pd.DataFrame, pair: tuple[str, str], config: LongitudinalConfig) -> str:
@@ -83,6 +94,27 @@ def _rates(table: pd.DataFrame, visits: Visits, config: LongitudinalConfig) -> s
     return f"{'; '.join(parts)} (false discovery rate {config.alpha:g}). No two groups are compared."
 
 
+def _repeatability(table: pd.DataFrame, what: str) -> str:
+    """Median intraclass correlation of every kind of measure, and the latents at either end by name."""
+    rows = table[table["what"] == what]
+    parts = []
+    for kind, of_kind in rows.groupby("kind", sort=False):
+        # Rows of a kind stand from the most to the least repeatable.
+        most, least = of_kind.iloc[0], of_kind.iloc[-1]
+        span = (
+            f" ({least['measure']} {least['value']:.3f} to {most['measure']} {most['value']:.3f})"
+            if kind == LATENTS
+            else ""
+        )
+        parts.append(f"{kind} {of_kind['value'].median():.3f}{span}")
+    how = (
+        f"two visits of {int(rows['n_subjects'].max())} subjects close together"
+        if what == RETEST
+        else "share of variance between subjects in the mixed model"
+    )
+    return f"Repeatability, median intraclass correlation ({how}): {', '.join(parts)}."
+
+
 def _forecast(table: pd.DataFrame) -> tuple[list[str], bool]:
     """What is said of forecasts of regions, and whether a latent one is surely better than all that need no latents."""
     of_regions = table[table["kind"] == REGIONS].set_index("measure")
@@ -110,13 +142,14 @@ def caveats(
     found: Courses | None,
     refused: dict[str, str],
     config: LongitudinalConfig,
+    *,
+    within_subject: bool,
 ) -> tuple[str, ...]:
     """What the reader must not conclude, and who is not in it."""
     visits = blocks[0].visits
     lines = [
         _counted(visits),
-        "Every visit was prepared by itself, without a template of the subject: what differs in position, registration or "
-        "scanner between two visits looks like change. Who stopped coming is taken to have gone on as the others did.",
+        (TOGETHER if within_subject else ALONE) + " Who stopped coming is taken to have gone on as the others did.",
         "A difference is called by permutation of subjects between groups"
         + (", within sites" if config.site else "")
         + ", family-wise over the measures of a kind, each contrast by itself. The p of the likelihood ratio beside it is too "
@@ -157,7 +190,14 @@ def _counted(visits: Visits) -> str:
 
 def _on_time(visits: Visits, scans: pd.DataFrame, config: LongitudinalConfig) -> list[str]:
     lines = []
-    time = pd.to_numeric(scans[config.time], errors="coerce").iloc[visits.rows].to_numpy(dtype=np.float64)
+    time = numbers_of(scans[config.time]).to_numpy(dtype=np.float64)[visits.rows]
+    if config.time != AGE:
+        lines.append(f"The time of a visit is column '{config.time}', in {config.unit}.")
+        if AGE in config.covariates and age_is_of_baseline(scans, years_of(scans, config)):
+            lines.append(
+                "'age' is the same at all visits of every subject, so it is taken for that of the baseline; who has no scan of "
+                "the baseline was older at the first one by the time between."
+            )
     if config.unit == "years" and (time == np.round(time)).all():
         lines.append(
             f"'{config.time}' is in whole years, so the time between two visits is known to a year at best: name a column of "
@@ -206,6 +246,12 @@ def _on_models(
         lines.append(
             f"Drawn courses rest on the latents of {groups} subjects seen at two times or more, by {found.n_models} models"
             + (" that were trained on them" if found.seen else " that have not seen them")
-            + ". A drawn image is what a decoder expects, smoother than a scan; differences of drawn groups carry no interval."
+            + ". A drawn image is what a decoder expects, smoother than a scan. "
+            + (
+                "Intervals of drawn rates say what these decoders would draw of other such subjects (each drew "
+                f"{len(found.redrawn)} times again with the subjects weighted at random), not how much change there is."
+                if len(found.redrawn)
+                else "Drawn rates carry no interval."
+            )
         )
     return lines
