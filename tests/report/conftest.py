@@ -13,6 +13,7 @@ from nilatent import report
 from nilatent.cohort import Cohort, write_cohort
 from nilatent.finding import Finding, not_run, write_finding
 from nilatent.provenance import write_json
+from nilatent.viewed import Viewed, write_viewed
 from nilatent.volumes import Grid
 
 HOSTILE = """</script><img src=x onerror="alert(1)"> & 'q' $\\alpha$ {{ 7*7 }} ="1" 😀 %{x}"""
@@ -42,6 +43,26 @@ def built_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def grey_of(row: int) -> float:
+    """Value of every voxel of the original of a scan in :func:`write_viewed_scans`; its reconstruction is half of it."""
+    return (row + 6) / 40.0
+
+
+def write_viewed_scans(folder: Path, n_embedded: int = 12) -> list[str]:
+    """Volumes of the first scans of a run folder: each is of one grey, so that a picture of it tells which it is."""
+    scans = list(pd.read_csv(folder / "prepared" / "scans.tsv", sep="\t", dtype=str)["scan_id"])
+    grid = Grid.mni(6.0)
+    codes = [round(255 * grey_of(row)) for row in range(n_embedded)]
+    original = np.stack([np.full(grid.shape, code, dtype=np.uint8) for code in codes])
+    unseen = np.arange(n_embedded) % 2 == 0
+    viewed = Viewed(
+        tuple(scans[:n_embedded]), np.arange(n_embedded) < 3, unseen, original, original // 2, grid.affine,
+        low=0.0, high=1.0, error_limit=0.25, n_all=len(scans),
+    )  # fmt: skip
+    write_viewed(viewed, folder / "findings" / "reconstruction")
+    return scans
+
+
 def write_run(
     place: Path, label: str = "patient", *, n_scans: int = 24, with_model: bool = True, column: str = "group"
 ) -> Path:
@@ -61,7 +82,7 @@ def write_run(
     values = pd.DataFrame(rng.random((n_scans, 2)), columns=[label, "Region_1_L"])
     values.insert(0, "scan_id", scans.index)
     values.to_csv(folder / "regions.tsv", sep="\t", index=False)
-    described = [{"name": name, "label": i, "n_voxels": 9.5} for i, name in enumerate([label, "Region_1_L"])]
+    described = [{"name": name, "label": 4101 + i, "n_voxels": 9.5} for i, name in enumerate([label, "Region_1_L"])]
     dropped = [{"name": "Tiny", "label": 9, "n_voxels": 1.0, "reason": "under eight voxels"}]
     write_json(folder / "regions.json", {"regions": described, "dropped": dropped})
     record = {
@@ -169,7 +190,7 @@ def _projections(rng: np.random.Generator, scans: pd.DataFrame, label: str, colu
     data = xr.Dataset(
         {
             "scores": (("scan", "component"), rng.normal(size=(len(scans), 3))),
-            f"scan_{column}": ("scan", scans[column].to_numpy().astype(str)),
+            f"scan_{column}".replace("/", "_"): ("scan", scans[column].to_numpy().astype(str)),
         },
         {"scan": scans.index.to_numpy().astype(str), "part": ("scan", ["train", "test"] * (len(scans) // 2))},
     )

@@ -1,8 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from nilatent.provenance import write_json
@@ -21,23 +19,6 @@ from nilatent.report import study
 )
 def test_folders_are_cut_off_paths_and_nothing_else(text: str, shown: str) -> None:
     assert study.without_paths(text) == shown
-
-
-def test_cohort_table_counts_persons_once() -> None:
-    scans = pd.DataFrame(
-        {
-            "subject_id": ["a", "a", "b", "c"],
-            "dataset": "x",
-            "dx": ["p", "p", "p", np.nan],
-            "age": [20.0, 22.0, 30.0, np.nan],
-            "sex": ["F", "F", "M", np.nan],
-        }
-    )
-    patients, rest = study.cohort_table(scans, group="dx").to_dict("records")
-    assert (patients["n_scans"], patients["n_subjects"], patients["women"], patients["men"]) == (3, 2, 1, 1)
-    assert patients["age"] == "24.0 ± 5.3"
-    assert patients["age_range"] == "20.0 to 30.0"
-    assert (rest["n_scans"], rest["unknown"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("n", "words"), [(0, "no scans"), (1, "1 scan"), (5, "5 scans")])

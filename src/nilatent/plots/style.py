@@ -7,7 +7,8 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,10 @@ GROUP_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 AMOUNT_MAP = "viridis"
 SIGNED_MAP = "PuOr_r"
+SCAN_MAP = "gray"
+"""Of the values of a scan, so that colour is left for what is laid over it."""
+PRINT_DPI = 300.0
+"""Of figures as pixels: what journals ask of half-tones."""
 
 STYLE = {
     "font.family": "sans-serif",
@@ -53,21 +58,21 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8.0,
     "figure.dpi": 100.0,
-    "savefig.dpi": 300.0,
+    "savefig.dpi": PRINT_DPI,
     "svg.fonttype": "none",
     "svg.hashsalt": "nilatent",
 }
 """Settings of every figure; `draw` functions run inside `mpl.rc_context(STYLE)`."""
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _BLANK = "(empty)"
 
 
 def plain(value: object, *, width: int | None = None) -> str:
     """Text that matplotlib shows exactly as it is.
 
-    Dollar signs would start a formula, a leading underscore would hide a legend entry, and control characters
-    would break the SVG.
+    Dollar signs would start a formula, a leading underscore would hide a legend entry, control characters would break
+    the SVG, and marks that turn the direction of writing would turn what follows the text as well.
 
     Parameters
     ----------
@@ -76,7 +81,7 @@ def plain(value: object, *, width: int | None = None) -> str:
     width
         Longest length in characters; longer text is cut with an ellipsis. None keeps all.
     """
-    text = _CONTROL.sub("\ufffd", " ".join(str(value).split()))
+    text = visible(" ".join(str(value).split()))
     if not text:
         return _BLANK
     if width is not None:
@@ -84,6 +89,15 @@ def plain(value: object, *, width: int | None = None) -> str:
         text = text if len(text) <= width else text[: width - 1] + "…"
     text = text.replace("$", r"\$")
     return "\u200b" + text if text.startswith("_") else text
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are replaced by a mark: none of them can change what stands around the text.
+
+    Letters that are written from right to left keep their direction; only the invisible marks that would impose one on
+    other text are replaced.
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 def figure(width: float, height: float) -> Figure:
@@ -126,12 +140,26 @@ def spread(n_points: int) -> np.ndarray:
     return np.asarray((np.arange(n_points) * golden) % 1.0 - 0.5)
 
 
+def to_png(drawn: Figure) -> bytes:
+    """PNG of a figure for print: 300 dots per inch on white paper, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE), _missing_glyphs_allowed():
+        drawn.savefig(buffer, format="png", dpi=PRINT_DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def to_svg(drawn: Figure) -> str:
     """SVG text of a figure: no date, stable ids, so that the same figure gives the same bytes."""
     buffer = io.StringIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # The text stays text in the SVG and the reader's own fonts show it; matplotlib only lacks it for measuring.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
+    with mpl.rc_context(STYLE), _missing_glyphs_allowed():
         drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+@contextmanager
+def _missing_glyphs_allowed() -> Iterator[None]:
+    # The text stays text in an SVG and the reader's own fonts show it; matplotlib only lacks it for measuring.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
+        yield

@@ -32,6 +32,9 @@ def paragraphs(run: Run) -> tuple[str, ...]:
         drawn_words.counterfactual,
         drawn_words.fidelity,
         drawn_words.blur,
+        drawn_words.longitudinal,
+        drawn_words.multimodal,
+        drawn_words.fusion,
         _software,
     )
     return tuple(text for stage in stages if (text := stage(run)))
@@ -91,6 +94,7 @@ def _preparation(run: Run) -> str:
             f"information [mattes]{warp}, and segmented into grey matter, white matter and fluid by a mixture of pure and "
             "mixed tissues with the template's tissue priors and a Markov random field [tohka] [ashburner]. "
             + _modelled(recipe, syn=syn)
+            + _within(recipe)
         )
     if "gm" in done:
         parts.append("Existing grey-matter maps in MNI space were checked and resampled once.")
@@ -105,6 +109,16 @@ def _preparation(run: Run) -> str:
     if "spacing_mm" in recipe:
         parts.append(f"All analyses used a grid of {number_text(recipe['spacing_mm'])} mm voxels in MNI space.")
     return " ".join(parts)
+
+
+def _within(recipe: Mapping[str, Any]) -> str:
+    """How visits of one person were kept alike; empty when each was prepared by itself."""
+    if not recipe.get("within_subject"):
+        return ""
+    return (
+        " Visits of a person with two or more were first aligned rigidly to their average halfway between them, and took from it "
+        "one transform to the template and one brain mask [reuter]."
+    )
 
 
 def _modelled(recipe: Mapping[str, Any], *, syn: bool) -> str:

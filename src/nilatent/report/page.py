@@ -21,11 +21,14 @@ from plotly.offline import get_plotlyjs
 from nilatent.errors import SettingError
 from nilatent.plots import style
 from nilatent.plots.strip import FRAME_DPI
+from nilatent.report.viewer import RegionMap, ScanViewer
 
 PIXELS_PER_INCH = 96
 PNG_SIZE = slice(16, 24)
 """Where the header of a PNG holds its width and height."""
 MISSING = "–"
+PAGED_ROWS, FIRST_ROWS = 200, 100
+"""Rows above which a table is shown in parts, and rows of the first part."""
 DARK_INK = "#e4e7eb"
 
 
@@ -45,6 +48,8 @@ class Picture:
         CSS pixels.
     fallback
         Hidden on the screen while the interactive form of the same figure is there.
+    drawn
+        The figure itself, for other formats; None where only the drawing is known.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Picture:
     width: int
     height: int
     fallback: bool = False
+    drawn: Figure | None = field(default=None, repr=False, compare=False)
 
     @property
     def source(self) -> str:
@@ -93,6 +99,21 @@ class Sheet:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def paged(self) -> bool:
+        """Whether a browser would be slow with all rows in the document; they are then data of the page's script."""
+        return len(self.rows) > PAGED_ROWS
+
+    @property
+    def first_rows(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows that are in the document."""
+        return self.rows[:FIRST_ROWS] if self.paged else self.rows
+
+    @property
+    def packed(self) -> list[list[Any]]:
+        """All rows as plain values: the text of a cell, or its text and the number it is sorted by."""
+        return [[cell.text if cell.key is None else [cell.text, cell.key] for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +197,7 @@ class Section:
     files: tuple[str, ...] = ()
     scatter: Mapping[str, Any] | None = None
     sliders: tuple[Slider, ...] = ()
+    viewer: ScanViewer | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +221,7 @@ class Page:
     references: tuple[Reference, ...]
     provenance: tuple[Sheet, ...]
     settings: str = field(default="")
+    regions: RegionMap | None = None
 
 
 def sheet(table: pd.DataFrame, caption: str, *, names: Mapping[str, tuple[str, str]]) -> Sheet:
@@ -276,7 +299,7 @@ def number_text(number: float, *, decimals: int | None = None) -> str:
 def picture(drawn: Figure, name: str, *, caption: str, alternative: str, fallback: bool = False) -> Picture:
     """A figure, ready for the page and for its own file."""
     width, height = (round(float(inches) * PIXELS_PER_INCH) for inches in drawn.get_size_inches())
-    return Picture(name, style.to_svg(drawn), alternative, caption, width, height, fallback)
+    return Picture(name, style.to_svg(drawn), alternative, caption, width, height, fallback, drawn)
 
 
 def _asset(name: str) -> str:
@@ -302,26 +325,38 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: style.visible(value) if type(value) is str else value,
     )
 
 
 def render(page: Page) -> str:
     """The page as one HTML text that needs no other file."""
-    script = _asset("report.js")
+    scatters = any(section.scatter for section in page.sections)
+    volumes = page.regions is not None or any(section.viewer for section in page.sections)
+    sliding = any(section.sliders for section in page.sections)
+    wanted = {
+        "plotly": scatters,
+        "niivue.umd.js": volumes,
+        "report.js": True,
+        "viewer.js": volumes,
+        "scatter.js": scatters,
+        "slider.js": sliding,
+    }
     # Browsers hash a script after turning every line end into a line feed.
-    plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
-    plotly = plotly if any(section.scatter for section in page.sections) else ""
-    sliding = _asset("slider.js") if any(section.sliders for section in page.sections) else ""
+    scripts = [
+        (get_plotlyjs() if name == "plotly" else _asset(name)).replace("\r\n", "\n").replace("\r", "\n")
+        for name, is_wanted in wanted.items()
+        if is_wanted
+    ]
     html: str = (
         environment()
         .get_template("report.html.j2")
         .render(
             page=page,
             css=Markup(_asset("report.css") + (_asset("slider.css") if sliding else "")),
-            plotly=Markup(plotly),
-            sliding=Markup(sliding),
-            script=Markup(script),
-            policy=policy([one for one in (plotly, script, sliding) if one]),
+            scripts=[Markup(script) for script in scripts],
+            licence=_asset("niivue.LICENSE.txt") if volumes else "",
+            policy=policy(scripts),
         )
     )
     return html

@@ -222,4 +222,51 @@ REFERENCES: dict[str, Reference] = {
         "Multivariate Analysis 2004;88:365-411.",
         "10.1016/S0047-259X(03)00096-4",
     ),
+    "laird": Reference(
+        "Laird NM, Ware JH. Random-effects models for longitudinal data. Biometrics 1982;38:963-974.", "10.2307/2529876"
+    ),
+    "bernal": Reference(
+        "Bernal-Rusiel JL, et al. Statistical analysis of longitudinal neuroimage data with linear mixed effects models. "
+        "NeuroImage 2013;66:249-260.",
+        "10.1016/j.neuroimage.2012.10.065",
+    ),
+    "shrout": Reference(
+        "Shrout PE, Fleiss JL. Intraclass correlations: uses in assessing rater reliability. Psychological Bulletin "
+        "1979;86:420-428.",
+        "10.1037/0033-2909.86.2.420",
+    ),
+    "wu": Reference(
+        "Wu CFJ. Jackknife, bootstrap and other resampling methods in regression analysis. Annals of Statistics "
+        "1986;14:1261-1295.",
+        "10.1214/aos/1176350142",
+    ),
+    "wolpert": Reference(
+        "Wolpert DH. Stacked generalization. Neural Networks 1992;5:241-259.", "10.1016/S0893-6080(05)80023-1"
+    ),
+    "breiman": Reference("Breiman L. Stacked regressions. Machine Learning 1996;24:49-64.", "10.1007/BF00117832"),
+    "strobl": Reference(
+        "Strobl C, et al. Conditional variable importance for random forests. BMC Bioinformatics 2008;9:307.",
+        "10.1186/1471-2105-9-307",
+    ),
+    "experts": Reference(
+        "Wu M, Goodman N. Multimodal generative models for scalable weakly-supervised learning. NeurIPS 2018.",
+        "10.48550/arXiv.1802.05335",
+    ),
+    "mixture": Reference(
+        "Shi Y, Siddharth N, Paige B, Torr PHS. Variational mixture-of-experts autoencoders for multi-modal deep generative "
+        "models. NeurIPS 2019.",
+        "10.48550/arXiv.1911.03393",
+    ),
+    "mopoe": Reference(
+        "Sutter TM, Daunhawer I, Vogt JE. Generalized multimodal ELBO. ICLR 2021.", "10.48550/arXiv.2105.02470"
+    ),
+    "ridge": Reference(
+        "Hoerl AE, Kennard RW. Ridge regression: biased estimation for nonorthogonal problems. Technometrics 1970;12:55-67.",
+        "10.1080/00401706.1970.10488634",
+    ),
+    "reuter": Reference(
+        "Reuter M, Schmansky NJ, Rosas HD, Fischl B. Within-subject template estimation for unbiased longitudinal image "
+        "analysis. NeuroImage 2012;61:1402-1418.",
+        "10.1016/j.neuroimage.2012.02.084",
+    ),
 }

@@ -13,7 +13,6 @@ from nilatent.analysis.regional import read_regions
 from nilatent.cohort import Cohort, load_cohort
 from nilatent.errors import FindingError
 from nilatent.finding import Finding, not_run, read_finding
-from nilatent.plots import cohort as cohort_plot
 from nilatent.plots import quality as quality_plot
 from nilatent.plots import training as training_plot
 from nilatent.provenance import read_json
@@ -27,16 +26,6 @@ ATTEMPT_NAMES = {
     "validation_fvu": ("validation FVU", "Fraction of variance unexplained at the best epoch"),
     "kept": ("", ""),
 }
-COHORT_NAMES = {
-    "dataset": ("data set", ""),
-    "n_scans": ("scans", ""),
-    "n_subjects": ("persons", ""),
-    "age": ("age, mean ± SD", "Years, over scans with a known age"),
-    "age_range": ("age range", "Years"),
-    "women": ("women", "Persons"),
-    "men": ("men", "Persons"),
-    "unknown": ("sex not given", "Persons"),
-}
 REGION_NAMES = {
     "name": ("region", ""),
     "label": ("label", "Number in the atlas"),
@@ -45,7 +34,6 @@ REGION_NAMES = {
     "sd": ("SD", "Over scans"),
     "reason": ("reason", ""),
 }
-EXCLUSION_NAMES = {"scan_id": ("scan", ""), "stage": ("stage", ""), "rule": ("rule", ""), "reason": ("reason", "")}
 OUTDATED = "it was made from scans or a model that have changed since; run the study again"
 
 # Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine.
@@ -108,7 +96,15 @@ class Run:
     @property
     def group(self) -> str:
         """Name of the group column; empty when the study has none."""
-        named = str(self.settings.get("study", {}).get("group") or "")
+        return self._column("group")
+
+    @property
+    def site(self) -> str:
+        """Name of the column of scanners or centres; empty when the study has none."""
+        return self._column("site")
+
+    def _column(self, setting: str) -> str:
+        named = str(self.settings.get("study", {}).get(setting) or "")
         return named if named in self.cohort.scans else ""
 
 
@@ -196,71 +192,9 @@ def without_paths(text: str) -> str:
     return _PATH.sub("…/", text)
 
 
-def cohort_section(run: Run) -> page.Section:
-    """Who is in the study and who was left out, with the reason."""
-    scans = run.cohort.scans
-    excluded = run.cohort.excluded.reindex(columns=list(EXCLUSION_NAMES)).astype(object)
-    excluded["reason"] = excluded["reason"].astype(str).map(without_paths)
-    by = "data set and group" if run.group else "data set"
-    sheets = [page.sheet(cohort_table(scans, group=run.group), f"Scans by {by}.", names=_cohort_names(run.group))]
-    if len(excluded):
-        caption = "Scans that were left out: every one, with the rule it broke."
-        sheets.append(page.sheet(excluded, caption, names=EXCLUSION_NAMES))
-    drawn = page.picture(
-        cohort_plot.draw(scans, group=run.group),
-        "cohort",
-        caption=f"Age of every scan, by {by}.",
-        alternative=f"One dot per scan at its age, in rows by {by}. The table below gives the numbers.",
-    )
-    n_subjects = scans["subject_id"].nunique()
-    return page.Section(
-        "Cohort",
-        "cohort",
-        "Who is in the study, and who was left out and why.",
-        answer=f"{count(len(scans), 'scan')} of {count(n_subjects, 'person')} "
-        f"{'is' if len(scans) == 1 else 'are'} in; {count(len(excluded), 'scan')} left out.",
-        pictures=(drawn,),
-        sheets=tuple(sheets),
-        files=("cohort/scans.tsv", "cohort/excluded.tsv"),
-    )
-
-
-def _cohort_names(group: str) -> dict[str, tuple[str, str]]:
-    """The group column stands after the data set, under its own name."""
-    first = {"dataset": COHORT_NAMES["dataset"]} | ({group: (group, "")} if group else {})
-    return first | {name: look for name, look in COHORT_NAMES.items() if name not in first}
-
-
 def count(n: int, noun: str) -> str:
     """A number with its noun: "no scans", "1 scan", "2 scans"."""
     return f"{n or 'no'} {noun}{'' if n == 1 else 's'}"
-
-
-def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
-    """Scans, persons, age and sex by data set and group; persons of unknown group or sex are counted too.
-
-    Parameters
-    ----------
-    scans : (scan, column) DataFrame
-        Rows of the cohort.
-    group
-        Name of the group column; empty when there is none.
-    """
-    rows = []
-    by = ["dataset", group] if group else ["dataset"]
-    for names, members in scans.groupby(by, dropna=False, sort=True):
-        persons = members.drop_duplicates("subject_id")
-        age = members["age"].dropna() if "age" in members else pd.Series(dtype=float)
-        sex = persons["sex"] if "sex" in persons else pd.Series(float("nan"), persons.index)
-        row: dict[str, object] = dict(zip(by, names, strict=True))
-        row |= {"n_scans": len(members), "n_subjects": len(persons)}
-        row["age"] = (
-            f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
-        )
-        row["age_range"] = f"{age.min():.1f} to {age.max():.1f}" if len(age) else None
-        row |= {"women": int((sex == "F").sum()), "men": int((sex == "M").sum()), "unknown": int(sex.isna().sum())}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def quality_section(run: Run) -> page.Section:
@@ -332,6 +266,14 @@ def _attempts(run: Run) -> tuple[page.Sheet, ...]:
     if record.get("by_heart"):
         caption += f" {record['by_heart']['sentence']}"
     return (page.sheet(tried, caption, names=ATTEMPT_NAMES),)
+
+
+def region_labels(run: Run) -> dict[str, int]:
+    """Name to label of every region of the study; none where it measured none."""
+    if not (run.folder / "regions.tsv").is_file():
+        return {}
+    regions = read_regions(run.folder)
+    return dict(zip(map(str, regions.values.columns), map(int, regions.labels), strict=True))
 
 
 def regions_section(run: Run) -> page.Section:

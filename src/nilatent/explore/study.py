@@ -1,0 +1,215 @@
+"""What an explorer shows of a run: its scans on maps of the latents, the ways latents can move, the range of images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nilatent.analysis.directions import Direction, fitted_directions
+from nilatent.analysis.latent_space import LatentSpace
+from nilatent.errors import FindingError, SettingError
+from nilatent.finding import Finding, read_finding
+from nilatent.plots import projections
+from nilatent.pools import Pools, open_pools
+from nilatent.spaces import head_size, study_space
+
+__all__ = ["Explored", "Slide", "explored", "open_explored"]
+
+NEEDED = ("study.toml", "prepared", "volumes", "split.tsv", "latents.nc", "model")
+HIDDEN = ("subject_id", "session_id", "source_id", "path", "sha256", "recipe")
+"""Columns that name a scan or its file; nothing to colour by."""
+REACH_SD, REACH_GROUP = 3.0, 2.0
+SAMPLED = 16
+"""Scans from which the range of colours is taken, evenly over the study."""
+TOP = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """A slider: a direction of the latent space, and how far it goes.
+
+    Parameters
+    ----------
+    direction : Direction
+        What moves.
+    low, high : float
+        Ends, in units of the direction: 3 SD of the training scans to either side; of groups twice their difference.
+    is_place : bool
+        Whether the slider stands for a place, counted from the mean of the training scans, as for latents and components;
+        else for a change from where a scan is.
+    """
+
+    direction: Direction
+    low: float
+    high: float
+    is_place: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Explored:
+    """A run that is open for looking.
+
+    Parameters
+    ----------
+    pools : Pools
+        The run.
+    space : LatentSpace
+        Of the study's own model.
+    slides : tuple[Slide, ...]
+        Every slider.
+    scatter : Mapping
+        ``scan``, ``axes`` and ``columns`` as :func:`nilatent.plots.projections.scatter` gives them.
+    limits : tuple[float, float]
+        Values at the ends of the colours of images.
+    rows : Mapping[str, int]
+        Number of every scan in the latent space by its id: the only way from a request to a scan.
+    at : ndarray
+        (scan,) its row in the volumes.
+    """
+
+    pools: Pools
+    space: LatentSpace
+    slides: tuple[Slide, ...]
+    scatter: Mapping[str, Any]
+    limits: tuple[float, float]
+    rows: Mapping[str, int]
+    at: np.ndarray
+
+    @property
+    def usual(self) -> np.ndarray:
+        """(coordinate,) mean of the training scans."""
+        return np.asarray(self.space.coordinates[self.space.training].mean(axis=0))
+
+    def places(self, row: int | None) -> list[float]:
+        """Where every slider stands for a scan, or for the mean of the training scans, in units of its direction."""
+        away = np.zeros(len(self.usual)) if row is None else self.space.coordinates[row] - self.usual
+        return [
+            float(away @ one.direction.step / np.square(one.direction.step).sum()) if one.is_place else 0.0
+            for one in self.slides
+        ]
+
+    def beyond(self, place: np.ndarray, number: int) -> bool:
+        """Whether a place (coordinate,) lies farther along a slider's direction than any training scan."""
+        step = self.slides[number].direction.step
+        along = self.space.coordinates[self.space.training] @ step
+        here, slack = float(place @ step), 1e-9 * max(float(np.abs(along).max()), 1e-300)
+        return not along.min() - slack <= here <= along.max() + slack
+
+
+def open_explored(run: Path) -> Explored:
+    """A run folder, read for looking; nothing is written into it.
+
+    Parameters
+    ----------
+    run : Path
+        Folder that `nilatent run` filled, as far as its latents.
+
+    Raises
+    ------
+    SettingError
+        When the folder is no run, or the run has no model or no latents yet.
+    """
+    run = Path(run)
+    missing = [name for name in NEEDED if not (run / name).exists()]
+    if missing:
+        what = "no run" if "study.toml" in missing else "a run without a trained model and its latents"
+        raise SettingError(
+            f"{run} is {what}: it lacks {', '.join(missing)}. Name the folder that `nilatent run` filled, or run it first."
+        )
+    pools = open_pools(run)
+    return explored(pools, study_space(pools), _projections(run))
+
+
+def explored(pools: Pools, space: LatentSpace, found: Finding | None = None) -> Explored:
+    """What an explorer shows of pools that are open.
+
+    Parameters
+    ----------
+    pools : Pools
+        The run.
+    space : LatentSpace
+        Of the study's own model, of all scans.
+    found : Finding, optional
+        `projections` of the same scans, whose maps are offered before the latents themselves.
+    """
+    study, scans = pools.config.study, pools.prepared.scans
+    directions, _ = fitted_directions(
+        space,
+        scans,
+        group=study.group,
+        contrast=study.contrast,
+        covariates=(*study.covariates, *head_size(pools)),
+        site=study.site,
+    )
+    at = pools.volumes.rows(list(space.scans))
+    return Explored(
+        pools=pools,
+        space=space,
+        slides=tuple(_slide(one, scans.loc[space.scans[space.training]]) for one in directions),
+        scatter=_scatter(pools, space, directions, found),
+        limits=_limits(pools, at),
+        rows={str(scan): row for row, scan in enumerate(space.scans)},
+        at=at,
+    )
+
+
+def _projections(run: Path) -> Finding | None:
+    """The maps that the run made; None where it made none, or of other scans."""
+    if not (run / "findings" / "projections" / "finding.json").is_file():
+        return None
+    found = read_finding(run / "findings" / "projections")
+    return None if found.not_run else found
+
+
+def _slide(one: Direction, training: pd.DataFrame) -> Slide:
+    is_place = one.kind in ("latent", "component")
+    reach = REACH_SD
+    if one.levels:
+        reach = REACH_GROUP
+    elif one.kind == "covariate":
+        reach = REACH_SD * float(training[one.column].std(ddof=1)) / one.size
+    return Slide(one, -reach, reach, is_place)
+
+
+def _scatter(pools: Pools, space: LatentSpace, directions: list[Direction], found: Finding | None) -> dict[str, Any]:
+    columns = pools.prepared.scans.drop(columns=list(HIDDEN), errors="ignore").loc[space.scans]
+    parts = pools.parts["part"].reindex(space.scans)
+    first = [name for name in (pools.config.study.group, "dataset", "age", "sex") if name and name in columns]
+    columns = columns[[*first, *(name for name in columns if name not in first)]].assign(part=parts)
+    own = projections.scatter(_as_finding(space, directions), columns)
+    if found is None or set(map(str, found.data["scan"].values)) != set(own["scan"]):
+        return own
+    try:
+        maps = projections.scatter(_in_order(found, own["scan"]), columns)["axes"]
+    except FindingError:
+        return own
+    return own | {"axes": [*maps, *own["axes"]]}
+
+
+def _in_order(found: Finding, scans: list[str]) -> Finding:
+    """A finding whose data follow another order of the same scans."""
+    return Finding(**(vars(found) | {"data": found.data.sel(scan=scans)}))
+
+
+def _as_finding(space: LatentSpace, directions: list[Direction]) -> Finding:
+    """Places of the scans on components and single latents, in SD of the training scans from their mean."""
+    shown = [one for kind in ("component", "latent") for one in directions if one.kind == kind]
+    steps = (
+        np.stack([one.step / np.square(one.step).sum() for one in shown]) if shown else np.zeros((0, len(space.names)))
+    )
+    away = space.coordinates - space.coordinates[space.training].mean(axis=0)
+    names = [f"{one.name} of the latents (SD)" if one.kind == "component" else f"{one.name} (SD)" for one in shown]
+    data = xr.Dataset({"scores": (("scan", "component"), away @ steps.T)}, coords={"scan": list(map(str, space.scans))})
+    table = pd.DataFrame({"component": names, "explained": np.nan})
+    return Finding("latents", "", "", table, data, {}, (), len(space.scans), len(set(space.subjects)))
+
+
+def _limits(pools: Pools, at: np.ndarray) -> tuple[float, float]:
+    chosen = at[np.unique(np.linspace(0, len(at) - 1, min(SAMPLED, len(at))).round().astype(int))]
+    values = pools.volumes.masked(chosen)
+    low, high = float(np.quantile(values, 1 - TOP)), float(np.quantile(values, TOP))
+    return min(low, 0.0), high if high > min(low, 0.0) else min(low, 0.0) + 1.0
