@@ -1,141 +1,192 @@
-"""Grey matter of held-out people from their white matter and a table: the joint model beside its baselines.
+"""The finding `multimodal` on cohorts with known answers, and of tissues and a table of real people.
 
-Fraction of variance unexplained of grey matter, over folds by subject; 1 is the mean image of the training scans. Baselines are
-fitted on all training scans, and choose their settings inside them; the joint model gives up a quarter of these to choose
-its epoch, so they are fitted on its own training scans, too.
+    python benchmarks/multimodal.py null --n-cohorts 60
+    python benchmarks/multimodal.py curve --n-cohorts 10
+    python benchmarks/multimodal.py real RUN --columns age sex BDI
 
-    python benchmarks/multimodal.py OUT --columns age sex BDI
+``null``: two kinds of images that share nothing; how often something shared is claimed, and the same where they do.
+``curve``: what is left unexplained by which kinds are there, beside the best any method could do, which is known here, and how
+well the shared latents follow the cause from either image alone. ``real``: grey and white matter and a table of a run folder
+made from T1-weighted images.
 """
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.cross_decomposition import PLSRegression
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GridSearchCV
 
 from nilatent.cohort import load_cohort
 from nilatent.crossfit import fold_parts
-from nilatent.multimodal import encode_jointly, predict_modality, tissue_volumes
+from nilatent.finding import Finding
+from nilatent.joint import Model, ask
+from nilatent.multimodal import encode_jointly, tissue_volumes
 from nilatent.parts import draw_folds
-from nilatent.training.multimodal import MultimodalConfig, TrainedMultimodal, train_multimodal
-from nilatent.volumes import Volumes, open_volumes
+from nilatent.training.multimodal import MultimodalConfig, load_multimodal, train_multimodal
+from nilatent.volumes import Grid, Volumes, open_volumes, volumes_in_memory
 
-PENALTIES = np.logspace(-3, 4, 22)
-WAYS = {"joint: WM + table": ["wm", "table"], "joint: WM": ["wm"], "joint: table": ["table"]}
+SHAPE = (15, 17, 13)
+VOXEL_NOISE, TABLE_NOISE, PRIVATE = 0.5, 1.0, 2.0
+JOINT, RIVAL = "joint model", "best simple regression, chosen inside"
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run", type=Path, help="a run folder with `prepared` and `volumes`, made from T1-weighted images"
-    )
+    parser.add_argument("what", choices=("null", "curve", "real"))
+    parser.add_argument("run", type=Path, nargs="?", help="a run folder with `prepared` and `volumes`; for `real`")
     parser.add_argument("--columns", nargs="+", default=["age", "sex"])
-    parser.add_argument("--n-folds", type=int, default=5)
-    parser.add_argument("--n-epochs", type=int, default=20)
-    parser.add_argument("--n-latent", type=int, default=16)
-    parser.add_argument("--experts", default="poe")
+    parser.add_argument("--n-cohorts", type=int, default=20)
+    parser.add_argument("--n-scans", type=int, default=60)
+    parser.add_argument("--n-folds", type=int, default=3)
+    parser.add_argument("--n-epochs", type=int, default=0)
+    parser.add_argument("--n-latent", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def fvu(truth: np.ndarray, drawn: np.ndarray, mean: np.ndarray) -> float:
-    return float(np.square(drawn - truth).sum() / np.square(mean - truth).sum())
+def pattern(rng: np.random.Generator) -> np.ndarray:
+    """A smooth volume of unit root mean square."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE], indexing="ij")
+    waves = sum(
+        np.cos(3 * sum(k * one for k, one in zip(rng.uniform(-1, 1, 3), axes, strict=True)) + rng.uniform(0, 6))
+        for _ in range(3)
+    )
+    return waves / np.sqrt(np.mean(np.square(waves)))
 
 
-def coded(table: pd.DataFrame, known: np.ndarray) -> np.ndarray:
-    """Columns in SD about the mean of the known scans, missing cells at that mean."""
-    numbers = pd.get_dummies(table, drop_first=True, dtype=float)
-    mean, sd = numbers[known].mean(), numbers[known].std()
-    return ((numbers - mean) / sd).fillna(0.0).to_numpy()
+def simulated(
+    rng: np.random.Generator, n_scans: int, *, shared: float, table: bool
+) -> tuple[np.ndarray, dict[str, Volumes | pd.DataFrame], dict[str, float]]:
+    """The cause, two images that it moves by `shared` beside two larger private causes, a table; and what each knows of it.
+
+    What a kind knows is the precision of the cause's posterior given it alone, by the true model.
+    """
+    cause, ids = rng.standard_normal(n_scans), pd.Index([f"sub-{one:04d}" for one in range(n_scans)], name="scan_id")
+    scans, mask = pd.DataFrame({"subject_id": ids, "dataset": "one"}, index=ids), np.ones(SHAPE, dtype=bool)
+    made: dict[str, Volumes | pd.DataFrame] = {}
+    knows = {}
+    for name in ("gm", "wm"):
+        patterns = (
+            np.stack([pattern(rng) for _ in range(3)]) * np.array([shared, PRIVATE, PRIVATE])[:, None, None, None]
+        )
+        causes = np.column_stack([cause, rng.standard_normal((n_scans, 2))])
+        array = np.tensordot(causes, patterns, 1) + VOXEL_NOISE * rng.standard_normal((n_scans, *SHAPE))
+        made[name] = volumes_in_memory(array, mask=mask, grid=Grid(SHAPE, np.diag([4.0, 4.0, 4.0, 1.0])), scans=scans)
+        a, private = patterns[0].ravel(), patterns[1:].reshape(2, -1)
+        inner = np.eye(2) + private @ private.T / VOXEL_NOISE**2
+        left = private @ a / VOXEL_NOISE**2
+        knows[name] = float(a @ a / VOXEL_NOISE**2 - left @ np.linalg.solve(inner, left))
+    if table:
+        made["scores"] = pd.DataFrame({"score": cause + TABLE_NOISE * rng.standard_normal(n_scans)}, index=ids)
+        knows["scores"] = 1.0 / TABLE_NOISE**2
+    return cause, made, knows
 
 
-def baselines(
-    gm: np.ndarray, wm: np.ndarray, table: pd.DataFrame, known: np.ndarray, held_out: np.ndarray
-) -> dict[str, float]:
-    """Of the scans held out, by regressions on those that are known."""
-    mean = gm[known].mean(axis=0)
-    axes = np.linalg.svd(wm[known] - wm[known].mean(axis=0), full_matrices=False)[2][:-1]
-    scores = (wm - wm[known].mean(axis=0)) @ axes.T
-    scores /= scores[known, 0].std()
-    cells = coded(table, known)
-    told = {"mean image": 1.0}
-    # With a table the weight of its columns against the components is a setting, too; the best of three is shown.
-    sets = {"ridge: table": cells, "ridge: WM": scores}
-    sets |= {f"ridge: WM + table ({weight:g})": np.hstack([scores, weight * cells]) for weight in (0.03, 0.1, 0.3)}
-    for name, x in sets.items():
-        fitted = RidgeCV(PENALTIES).fit(x[known], gm[known] - mean)
-        told[name] = fvu(gm[held_out], mean + fitted.predict(x[held_out]), mean)
-    grid = GridSearchCV(PLSRegression(scale=False), {"n_components": [1, 2, 4, 8]}, cv=5)
-    fitted = grid.fit(scores[known], gm[known] - mean)
-    return told | {"pls: WM": fvu(gm[held_out], mean + fitted.predict(scores[held_out]), mean)}
+def found(
+    modalities: dict[str, Volumes | pd.DataFrame], arguments: argparse.Namespace, seed: int, place: Path
+) -> tuple[Finding, list[Model]]:
+    """Joint models of all folds, and the finding."""
+    images = next(one for one in modalities.values() if isinstance(one, Volumes))
+    fold = draw_folds(images.scans, n_folds=arguments.n_folds, stratify=(), seed=seed)
+    parts = pd.DataFrame({"subject_id": images.scans["subject_id"], "part": "test", "fold": fold})
+    config = MultimodalConfig(n_latent=arguments.n_latent, channels=(4, 8) if images.grid.shape == SHAPE else (8, 16, 32),
+                              n_epochs=arguments.n_epochs, patience=8, seed=seed)  # fmt: skip
+    models = []
+    for number in range(arguments.n_folds):
+        own = fold_parts(parts, number, validation_fraction=0.15, seed=seed)
+        train_multimodal(modalities, own, config, place / str(number))
+        models.append(Model(place / str(number), own))
+    return ask(modalities, models, images.scans.index, seed=seed), models
 
 
-def joint(
-    model: TrainedMultimodal, modalities: dict[str, Volumes | pd.DataFrame], held_out: list[str], mean: np.ndarray
-) -> dict[str, float]:
-    gm = modalities["gm"]
-    truth = gm.masked(gm.rows(held_out))
-    told = {}
-    for name, use in WAYS.items():
-        drawn = [x for _, x in predict_modality(model, modalities, held_out, target="gm", use=use)]
-        told[name] = fvu(truth, np.concatenate(drawn), mean)
-    parts = pd.DataFrame({"subject_id": held_out, "part": "test"}, index=pd.Index(held_out, name="scan_id"))
-    means = [encode_jointly(model, modalities, parts, use=use)["mean"].values for use in (["gm"], ["wm"])]
-    r = [np.corrcoef(one, other)[0, 1] for one, other in zip(means[0].T, means[1].T, strict=True)]
-    return told | {"latents from GM and from WM: r, mean of three": float(np.mean(r[:3]))}
+def null(arguments: argparse.Namespace) -> pd.DataFrame:
+    rows = []
+    for shared in (0.0, 1.0):
+        for seed in range(arguments.n_cohorts):
+            _, modalities, _ = simulated(
+                np.random.default_rng([arguments.seed, seed]), arguments.n_scans, shared=shared, table=False
+            )
+            with tempfile.TemporaryDirectory() as place:
+                told, _ = found(modalities, arguments, seed, Path(place))
+            table = told.table[(told.table["sources"] != "itself") & (told.table["way"] == JOINT)]
+            one = {
+                "shared": shared,
+                "claimed": float("and so shared" in told.answer),
+                "p under 0.05": float((table["p_mean"] < 0.05).mean()),
+                "unexplained": table["unexplained"].mean(),
+                "difference": table["difference"].mean(),
+                "worse": float("predicts worse" in told.answer),
+                "better": float("predicts better" in told.answer),
+            }
+            rows.append(one)
+            print(shared, seed, rows[-1], file=sys.stderr, flush=True)
+    return pd.DataFrame(rows).groupby("shared").mean()
 
 
-def main() -> None:
-    arguments = read_arguments()
+def curve(arguments: argparse.Namespace) -> pd.DataFrame:
+    rows = []
+    for seed in range(arguments.n_cohorts):
+        cause, modalities, knows = simulated(
+            np.random.default_rng([arguments.seed, seed]), arguments.n_scans, shared=1.0, table=True
+        )
+        with tempfile.TemporaryDirectory() as place:
+            told, models = found(modalities, arguments, seed, Path(place))
+            for name in modalities:
+                r = [_follows(one, modalities, name, cause) for one in models]
+                rows.append(
+                    {
+                        "what": f"r of shared latents from {name} with the cause",
+                        "joint": np.mean(r),
+                        "simple": np.nan,
+                        "best possible": np.sqrt(knows[name] / (1 + knows[name])),
+                    }
+                )
+        rows += [
+            _expected(line, told.table, knows)
+            for _, line in told.table.iterrows()
+            if line["way"] == JOINT and line["sources"] != "itself"
+        ]
+        print(seed, told.answer, file=sys.stderr, flush=True)
+    table = pd.DataFrame(rows).groupby("what", sort=False)
+    return table.mean().assign(sd=table["joint"].std())
+
+
+def _follows(one: Model, modalities: dict[str, Volumes | pd.DataFrame], name: str, cause: np.ndarray) -> float:
+    """Multiple correlation on unseen scans of the cause with latents read from one kind, learned on training scans."""
+    latents = encode_jointly(load_multimodal(one.folder), modalities, one.parts, use=[name])["mean"].values
+    train, test = ((one.parts["part"] == part).to_numpy() for part in ("train", "test"))
+    x = np.column_stack([latents, np.ones(len(latents))])
+    fitted = x @ np.linalg.lstsq(x[train], cause[train], rcond=None)[0]
+    return float(np.corrcoef(fitted[test], cause[test])[0, 1])
+
+
+def _expected(line: pd.Series, table: pd.DataFrame, knows: dict[str, float]) -> dict[str, object]:
+    same = (table["target"] == line["target"]) & (table["sources"] == line["sources"]) & (table["way"] == RIVAL)
+    known = sum(knows[name] for name in str(line["sources"]).split(" + "))
+    private = TABLE_NOISE**2 if line["target"].startswith("scores") else 2 * PRIVATE**2 + VOXEL_NOISE**2
+    share = 1.0 / (1.0 + private)
+    return {
+        "what": f"{line['target']} from {line['sources']}",
+        "joint": line["unexplained"],
+        "simple": float(table.loc[same, "unexplained"].iloc[0]),
+        "best possible": 1 - share * known / (1 + known),
+    }
+
+
+def real(arguments: argparse.Namespace) -> pd.DataFrame:
     prepared, gm = load_cohort(arguments.run / "prepared"), open_volumes(arguments.run / "volumes")
     scans = prepared.scans.loc[gm.scans.index]
-    fold = draw_folds(scans, n_folds=arguments.n_folds, stratify=(), seed=arguments.seed)
-    parts = pd.DataFrame({"subject_id": scans["subject_id"], "part": "test", "fold": fold})
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as place:
         wm = tissue_volumes(prepared, "WM", gm.grid, Path(place) / "wm")
-        modalities = {"gm": gm, "wm": wm, "table": scans[arguments.columns]}
-        images = {name: modalities[name].masked(modalities[name].rows(list(scans.index))) for name in ("gm", "wm")}
-        for number in range(arguments.n_folds):
-            known = (fold != number).to_numpy()
-            own = fold_parts(parts, number, validation_fraction=0.2, seed=arguments.seed)
-            told = {}
-            for words, rows_of in (("", known), (" (scans of the joint model)", (own["part"] == "train").to_numpy())):
-                found = baselines(images["gm"], images["wm"], modalities["table"], rows_of, ~known)
-                told |= {f"{name}{words}": value for name, value in found.items()}
-            mean, held_out = images["gm"][known].mean(axis=0), list(scans.index[~known])
-            for name, n_epochs in (("linear", 0), ("trained", arguments.n_epochs)):
-                config = MultimodalConfig(
-                    n_latent=arguments.n_latent,
-                    n_epochs=n_epochs,
-                    patience=8,
-                    experts=arguments.experts,
-                    seed=arguments.seed,
-                )
-                began = time.perf_counter()
-                model = train_multimodal(modalities, own, config, Path(place) / f"{name}{number}")
-                found = joint(model, modalities, held_out, mean)
-                told |= {f"{key} ({name})": value for key, value in found.items()}
-                result = model.result
-                print(
-                    f"fold {number} {name}: {result['summary']} {result['n_shared']} shared, gain {result['sharing_gain']:.3f}; "
-                    f"{time.perf_counter() - began:.0f} s; {result['balance']}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            rows += [{"fold": number, "what": key, "value": value} for key, value in told.items()]
-    table = pd.DataFrame(rows).pivot(index="what", columns="fold", values="value")
-    table.insert(0, "mean", table.mean(axis=1))
-    table.to_csv(sys.stdout, sep="\t", float_format="%.4f")
+        told, _ = found({"gm": gm, "wm": wm, "table": scans[arguments.columns]}, arguments, arguments.seed, Path(place))
+    print(told.answer, file=sys.stderr)
+    return told.table.set_index(["target", "sources", "scans", "way"])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    given = read_arguments()
+    {"null": null, "curve": curve, "real": real}[given.what](given).to_csv(sys.stdout, sep="\t", float_format="%.4f")

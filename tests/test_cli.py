@@ -197,3 +197,56 @@ def test_every_flag_of_simulate_reaches_the_simulation(tmp_path: Path, monkeypat
         assert getattr(asked[0], name.replace("-", "_")) == value
     assert (asked[0].regions, asked[0].losses) == (("Caudate_L", "Caudate_R"), (0.3, 0.2))
     assert CliRunner().invoke(cli.app, ["simulate", str(tmp_path / "a"), "--region", "Caudate_L"]).exit_code == 2
+
+
+def test_modalities_and_tables_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import pandas as pd
+
+    from nilatent import pipeline
+
+    asked = []
+    without = pd.DataFrame([("sub-1", "flair", "one image", "4D.")], columns=["scan_id", "modality", "rule", "reason"])
+
+    def run(sources, out, settings, **_):
+        asked.append(settings.study)
+        return pipeline.Outcome(out / "report.html", 3, pd.DataFrame(columns=["stage"]), without)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    given = ["--modality", "flair=FLAIR", "--modality", "wm = WM", "--table", "scores=BDI, RRS-sum", "--n-procs", "1"]
+    done = CliRunner().invoke(cli.app, ["run", str(tmp_path), str(tmp_path / "out"), *given])
+    assert asked[0].modalities == {"flair": "FLAIR", "wm": "WM"}
+    assert asked[0].tables == {"scores": ("BDI", "RRS-sum")}
+    assert done.exit_code == options.SOME_FAILED
+    assert "sub-1 [flair, one image]: 4D." in done.output
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--modality", "FLAIR"],
+        ["--modality", "a=X", "--modality", "a=Y"],
+        ["--table", "scores="],
+        ["--table", "a=X", "--table", "a=Y"],
+    ],
+)
+def test_modalities_that_cannot_be_read_are_bad_usage(tmp_path: Path, given: list[str]):
+    done = CliRunner().invoke(cli.app, ["run", str(tmp_path), str(tmp_path / "out"), *given])
+    assert done.exit_code == options.BAD_USAGE
+    assert "NAME=" in done.output
+
+
+def test_what_is_generated_across_is_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from nilatent import across
+
+    asked = []
+
+    def predict_across(run, target, **given):
+        asked.append((run, target, given))
+        return tmp_path / "made"
+
+    monkeypatch.setattr(across, "predict_across", predict_across)
+    flags = ["--from", "wm,scores", "--scans", "sub-1", "--scans", "sub-2", "-o", str(tmp_path / "made")]
+    done = CliRunner().invoke(cli.app, ["generate", "across", "run", "gm", *flags])
+    assert done.exit_code == 0
+    wanted = {"use": ["wm", "scores"], "scans": ["sub-1", "sub-2"], "out": tmp_path / "made"}
+    assert asked == [(Path("run"), "gm", wanted)]

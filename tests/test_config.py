@@ -143,3 +143,19 @@ def test_folds_are_those_of_the_split(tmp_path: Path) -> None:
     for wrong in ({"folds": 1}, {"folds": 4, "split.n_folds": 5}):
         with pytest.raises(SettingError, match="at least 2, and the same as"):
             read_config(overrides=wrong)
+
+
+def test_modalities_and_tables_are_the_studys(tmp_path: Path) -> None:
+    asked = {"study.modalities.flair": "FLAIR", "study.tables.scores": ["BDI", "MADRS"], "seed": 3}
+    config = read_config(overrides=asked | {"multimodal.weights.scores": 2.0, "fusion.barred.scores": "group"})
+    assert config.study.modalities == {"flair": "FLAIR"}
+    assert config.fusion.tables == {"scores": ("BDI", "MADRS")} == config.study.tables
+    assert (config.multimodal.seed, config.multimodal.weights) == (3, {"scores": 2.0})
+    write_config(config, tmp_path / "study.toml")
+    assert read_config(tmp_path / "study.toml") == config
+    again = read_config(tmp_path / "study.toml", overrides={"study.tables.scores": ["BDI"], "seed": 4})
+    assert (again.fusion.tables, again.multimodal.seed) == ({"scores": ("BDI",)}, 4)
+    with pytest.raises(SettingError, match=r"'fusion\.tables' is set in"):
+        read_config(overrides={"fusion.tables.scores": ["BDI"]})
+    with pytest.raises(SettingError, match=r"multimodal\.dropout is 1"):
+        read_config(overrides={"multimodal.dropout": 1.0})

@@ -64,30 +64,6 @@ def test_regions_hold_grey_matter_when_t1_intensities_are_modelled(tmp_path, rng
     np.testing.assert_allclose(values.loc["sub-2"] / values.loc["sub-0"], 1.2, rtol=1e-3)
 
 
-def test_folds_that_could_not_be_are_refused_before_anything_is_trained(tmp_path, rng):
-    ids = [f"sub-{i}" for i in range(24)]
-    scans = pd.DataFrame({"subject_id": ids, "dataset": "one", "scanner": ["rare"] + ["usual"] * 23})
-    scans.index = pd.Index(ids, name="scan_id")
-    grid = Grid((15, 17, 13), np.diag([4.0, 4.0, 4.0, 1.0]))
-    volumes = volumes_in_memory(
-        rng.random((24, *grid.shape)), mask=np.ones(grid.shape, dtype=bool), grid=grid, scans=scans
-    )
-    parts = scans.assign(part="train", fold=np.arange(24) % 2)
-    asked = {"folds": 2, "model.channels": [4, 8]}
-
-    def check(**more):
-        river = River(
-            tmp_path / "run", read_config(overrides=asked | {k.replace("__", "."): v for k, v in more.items()})
-        )
-        river.check_folds(Cohort(scans), volumes, parts)
-
-    check(model__n_latent=4)
-    with pytest.raises(SettingError, match="Fold 0 of 2 leaves 8 scans"):
-        check(model__n_latent=8)
-    with pytest.raises(SettingError, match="scanner = usual"):
-        check(model__n_latent=4, model__condition=["scanner"])
-
-
 def test_folds_take_remedies_when_the_model_does(tmp_path, rng, monkeypatch):
     taken = []
 

@@ -25,6 +25,8 @@ from nilatent.analysis.leaks import QUESTION as LEAKS_QUESTION
 from nilatent.analysis.leaks import leaks
 from nilatent.analysis.lrcp import QUESTION as LRCP_QUESTION
 from nilatent.analysis.lrcp import lrcp
+from nilatent.analysis.multimodal import NAME as MULTIMODAL
+from nilatent.analysis.multimodal import QUESTION as MULTIMODAL_QUESTION
 from nilatent.analysis.normative import NAME as NORMATIVE
 from nilatent.analysis.normative import QUESTION as NORMATIVE_QUESTION
 from nilatent.analysis.normative import deviation_maps, normative
@@ -41,15 +43,20 @@ from nilatent.drawn import QUESTIONS as DRAWN_QUESTIONS
 from nilatent.drawn import drawn
 from nilatent.encode import reconstructions
 from nilatent.errors import GridError, ScanError
-from nilatent.feature_sets import described, feature_sets
+from nilatent.feature_sets import described, feature_sets, image_sets, joint_set
 from nilatent.finding import Finding, not_run
+from nilatent.joint import joint_found
+from nilatent.latents import read_latents
+from nilatent.modalities import JOINT, joint_stages, modality_names, modality_stages
 from nilatent.models import SpatialVae
 from nilatent.models.features import image_features
 from nilatent.pools import Pools
 from nilatent.preprocess.native import to_native
-from nilatent.provenance import atomic
+from nilatent.provenance import atomic, plain
 from nilatent.training.checkpoint import TrainedModel, load_model
 from nilatent.training.heads import HeadConfig, fit_predict
+from nilatent.viewed import FORMAT_VERSION as VIEWED_VERSION
+from nilatent.viewed import view, write_viewed
 from nilatent.volumes import gm_mask
 
 QUESTIONS = {
@@ -62,10 +69,11 @@ QUESTIONS = {
     HARMONISE: HARMONISE_QUESTION,
     NORMATIVE: NORMATIVE_QUESTION,
     LEAKS: LEAKS_QUESTION,
+    MULTIMODAL: MULTIMODAL_QUESTION,
     FUSION: FUSION_QUESTION,
 } | DRAWN_QUESTIONS
 
-
+FURTHER = ("modalities", "tables")
 MIN_PREDICTED = 20
 """Scans that a model has not seen, below which nothing is predicted."""
 
@@ -74,10 +82,18 @@ def analyses(pools: Pools) -> dict[str, Asked]:
     """Every analysis by its name, in the order of the report; none is run yet."""
     config = pools.config
     common = ["latents", "regions", "volumes", "split", "prepared"]
-    study = {"study": config.study, "seed": config.seed}
+    # Further modalities are asked of two analyses alone, which name them as what they rest on.
+    asked = {name: value for name, value in plain(config.study).items() if name not in FURTHER}
+    study = {"study": asked, "seed": config.seed}
     crossfit = [f"fold {fold}" for fold in range(config.folds)]
+    further = [*modality_stages(config), *joint_stages(config)]
     return {
-        "reconstruction": Asked(lambda: _reconstruction(pools), study, [*common, "model"]),
+        "reconstruction": Asked(
+            lambda: _reconstruction(pools),
+            study | {"viewed": VIEWED_VERSION},
+            [*common, "model"],
+            partial(_viewed, pools),
+        ),
         "projections": Asked(lambda: _projections(pools), study | {"projections": config.projections}, common),
         "lrcp": Asked(lambda: _lrcp(pools), study | {"lrcp": config.lrcp}, [*common, *crossfit]),
         "error_profile": Asked(
@@ -103,7 +119,16 @@ def analyses(pools: Pools) -> dict[str, Asked]:
             study | {"leaks": config.leaks, "targets": config.prediction.targets},
             [*common, *crossfit],
         ),
-        FUSION: Asked(lambda: _fusion(pools), study | {"fusion": config.fusion}, [*common, *(crossfit or ["model"])]),
+        MULTIMODAL: Asked(
+            lambda: joint_found(pools),
+            {"names": modality_names(config), "seed": config.seed},
+            ["volumes", "split", "prepared", *further],
+        ),
+        FUSION: Asked(
+            lambda: _fusion(pools),
+            study | {"fusion": config.fusion},
+            [*common, *(crossfit or ["model"]), *further],
+        ),
     } | drawn(pools, crossfit)
 
 
@@ -127,6 +152,22 @@ def _reconstruction(pools: Pools) -> Finding:
         model_note=model.result["summary"],
         target=config.recipe.target,
     )
+
+
+def _viewed(pools: Pools, found: Finding, folder: Path) -> list[Path]:
+    """Small volumes of some scans and of what the model makes of them, for the report to show."""
+    if found.not_run:
+        (folder / "viewed.nc").unlink(missing_ok=True)
+        return []
+    model, scans = load_model(pools.out / "model"), pools.prepared.scans
+    viewed = view(
+        pools.volumes,
+        pools.latents,
+        found.data["mse"].sel(approach="model"),
+        lambda rows: reconstructions(model, pools.volumes, rows, scans=scans),
+        cases=[str(scan) for scan in found.data["case_scan"].values],
+    )
+    return [write_viewed(viewed, folder)]
 
 
 def values_used(model: TrainedModel) -> int:
@@ -205,18 +246,19 @@ def _prediction(pools: Pools) -> Finding:
 
 def _fusion(pools: Pools) -> Finding:
     tables = pools.config.fusion.tables
-    if _shaped(pools) or not tables:
-        reason = _shaped(pools) or "no other kind of measurement is named; name columns as fusion.tables to ask this"
-        return not_run(FUSION, FUSION_QUESTION, reason)
+    if _shaped(pools) or not modality_names(pools.config):
+        none = "no other kind of measurement is named; name columns with --table or images with --modality to ask this"
+        return not_run(FUSION, FUSION_QUESTION, _shaped(pools) or none)
     latents, scans, folds = described(pools)
     if len(latents) < 2 or len(scans) < MIN_PREDICTED:
         return not_run(
             FUSION, FUSION_QUESTION, f"fewer than {MIN_PREDICTED} scans that the model has not seen; use --folds 5"
         )
-    volumes = volume_set(scans)
-    sets = [latent_set(latents, scans), *([volumes] if volumes is not None else [])]
+    volumes, joint = volume_set(scans), joint_set(pools, scans, n_folds=len(latents))
+    sets = [latent_set(latents, scans), *image_sets(pools, scans, latents), *([volumes] if volumes is not None else [])]
     sets += [replace(covariate_set(scans, columns), name=name, baseline=False) for name, columns in tables.items()]
-    return fusion(sets, None, scans, folds, pools.config.fusion, label="fusion")
+    found = fusion(sets, joint, scans, folds, pools.config.fusion, label="fusion")
+    return replace(found, caveats=(*found.caveats, str(read_latents(pools.out / JOINT).attrs["caveat"])))
 
 
 def _harmonise(pools: Pools) -> Finding:

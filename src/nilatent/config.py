@@ -32,6 +32,7 @@ from nilatent.preprocess.config import RecipeConfig
 from nilatent.provenance import atomic, plain
 from nilatent.search.config import SearchConfig
 from nilatent.training.loop import TrainConfig
+from nilatent.training.multimodal.config import MultimodalConfig
 
 # Each preset is a complete choice of resolution, network and batch for a kind of machine; the file and the flags refine it.
 # By the estimate of nilatent.training.cost a spatial_vae takes at most 0.3 GB with cpu-small, 0.5 with cpu, 2 with gpu and 9
@@ -76,7 +77,7 @@ SCANS_PER_LATENT = 4
 # Tables that take the one seed unless they name their own, and what analyses take from the study.
 SEEDED = (
     "split", "training", "lrcp", "error_profile", "agnostic", "prediction", "harmonise", "leaks", "search", "sensitivity",
-    "counterfactual", "fidelity", "fusion",
+    "counterfactual", "fidelity", "fusion", "multimodal",
 )  # fmt: skip
 ASKED = {
     "lrcp": ("group", "contrast", "covariates", "site"),
@@ -90,7 +91,7 @@ ASKED = {
     "counterfactual": ("group", "contrast", "covariates", "site"),
     "fidelity": ("group", "contrast"),
     "longitudinal": ("group", "contrast", "covariates", "site"),
-    "fusion": ("group", "contrast"),
+    "fusion": ("group", "contrast", "tables"),
 }
 ATLASES = ("aal2",)
 # Settings that may name a file; relative to the TOML file that holds them.
@@ -118,6 +119,12 @@ class StudyConfig:
         File with one scan or subject per line to leave out, and after a tab the reason.
     image : str
         Which image of a folder: ``"auto"``, ``"T1w"`` or ``"GM"``.
+    modalities : dict[str, str]
+        Further images of the scans: a name to the BIDS suffix or the column of a table that holds them, such as
+        ``{"wm": "WM", "flair": "FLAIR"}``. A scan may lack any.
+    tables : dict[str, tuple[str, ...]]
+        Measurements beside the images: a name to columns of the cohort, such as ``{"scores": ("BDI", "MADRS")}``, in which
+        cells may be empty.
     """
 
     group: str = ""
@@ -127,6 +134,8 @@ class StudyConfig:
     columns: dict[str, str] = field(default_factory=dict)
     exclude: str = ""
     image: str = "auto"
+    modalities: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ class RunConfig:
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     longitudinal: LongitudinalConfig = field(default_factory=LongitudinalConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    multimodal: MultimodalConfig = field(default_factory=MultimodalConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
 

@@ -24,7 +24,6 @@ from nilatent.analysis.sensitivity import QUESTION as SENSITIVITY_QUESTION
 from nilatent.analysis.sensitivity import sensitivity
 from nilatent.asked import Asked
 from nilatent.finding import Finding, not_run, read_finding
-from nilatent.map_names import read_map_name
 from nilatent.models.features import image_features
 from nilatent.pools import Pools
 from nilatent.provenance import content_hash
@@ -61,9 +60,15 @@ def drawn(pools: Pools, crossfit: Sequence[str]) -> dict[str, Asked]:
         ),
         COUNTERFACTUAL: Asked(lambda: _counterfactual(pools), {"counterfactual": config.counterfactual}, needs),
         FIDELITY: Asked(lambda: _fidelity(pools), {"fidelity": config.fidelity}, needs),
-        BLUR: Asked(lambda: _blur(pools), {"fwhm_mm": _fwhm_mm(pools), "seed": config.seed}, needs),
+        BLUR: Asked(lambda: _blur(pools), {"fwhm_mm": pools.fwhm_mm, "seed": config.seed}, needs),
         LONGITUDINAL: Asked(
-            lambda: _longitudinal(pools), {"longitudinal": config.longitudinal, "seed": config.seed}, needs
+            lambda: _longitudinal(pools),
+            {
+                "longitudinal": config.longitudinal,
+                "seed": config.seed,
+                "within_subject": config.recipe.within_subject,
+            },
+            needs,
         ),
     }
 
@@ -116,7 +121,7 @@ def _fidelity(pools: Pools) -> Finding:
 
 
 def _blur(pools: Pools) -> Finding:
-    scans, fwhm_mm = pools.prepared.scans, _fwhm_mm(pools)
+    scans, fwhm_mm = pools.prepared.scans, pools.fwhm_mm
     return blur(fold_spaces(pools), pools.volumes, scans, fwhm_mm=fwhm_mm, seed=pools.config.seed, label="blur")
 
 
@@ -134,15 +139,10 @@ def _longitudinal(pools: Pools) -> Finding:
         pools.config.longitudinal,
         study=study_space(pools) if spaces and not _shaped(pools) else None,
         masked=lambda names: volumes.masked(volumes.rows(list(names))),
+        within_subject=pools.config.recipe.within_subject,
         seed=pools.config.seed,
         label="longitudinal",
     )
-
-
-def _fwhm_mm(pools: Pools) -> float:
-    """How far the modelled images were smoothed, as their names say; T1 intensities are not, and unknown counts as 0."""
-    named = [read_map_name(Path(str(path)).name) for path in pools.prepared.scans["path"]]
-    return max((one.fwhm_mm or 0.0 for one in named if one is not None), default=0.0)
 
 
 def _means(pools: Pools) -> pd.DataFrame:

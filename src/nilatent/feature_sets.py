@@ -7,9 +7,11 @@ import pandas as pd
 import xarray as xr
 
 from nilatent.analysis.prediction.sets import FeatureSet, covariate_set, latent_set, region_set, volume_set
-from nilatent.latents import is_grid
+from nilatent.latents import is_grid, read_latents
+from nilatent.modalities import JOINT, MODALITIES, modality_names
 from nilatent.parts import draw_folds
-from nilatent.pools import Pools
+from nilatent.pools import Pools, scores_of
+from nilatent.volumes import open_volumes
 
 PCA = "voxel PCA"
 GRID = "latent grid"
@@ -71,6 +73,62 @@ def feature_sets(
     sets += [covariate_set(scans, covariates)] if covariates else []
     volumes = volume_set(scans)
     return sets + ([volumes] if volumes is not None else [])
+
+
+def joint_set(pools: Pools, scans: pd.DataFrame, *, n_folds: int) -> FeatureSet | None:
+    """Latents of the joint models, each from all that a scan has; None where the study names no other modality.
+
+    Parameters
+    ----------
+    pools : Pools
+        Of the run folder.
+    scans : DataFrame
+        Scans that may be judged, from :func:`described`.
+    n_folds : int
+        Folds in which they are held out.
+
+    Returns
+    -------
+    FeatureSet or None
+        It knows whom each model has seen.
+    """
+    names = modality_names(pools.config)
+    if not names:
+        return None
+    places = [pools.out / "folds" / str(fold) for fold in range(pools.config.folds)] or [pools.out]
+    latents = [read_latents(place / JOINT) for place in places]
+    return latent_set(latents if pools.config.folds else latents * n_folds, scans, name=f"joint ({', '.join(names)})")
+
+
+def image_sets(pools: Pools, scans: pd.DataFrame, latents: Sequence[xr.Dataset]) -> list[FeatureSet]:
+    """Principal components of the voxels of every further image, as many as latents; NaN in scans that lack it.
+
+    Parameters
+    ----------
+    pools : Pools
+        Of the run folder.
+    scans, latents : DataFrame, Sequence of Dataset
+        From :func:`described`.
+
+    Returns
+    -------
+    list[FeatureSet]
+        Each fitted on the training scans of the fold's model that have the image, or of the study's own without folds.
+    """
+    config = pools.config
+    splits = [pools.fold_parts(fold) for fold in range(config.folds)] or [pools.parts]
+    seen = np.array([(parts["part"] == "train").loc[scans.index] for parts in splits])
+    seen = seen if config.folds else np.tile(seen, (len(latents), 1))
+    sets = []
+    for name in config.study.modalities:
+        volumes = open_volumes(pools.out / MODALITIES / name)
+        scores = [
+            scores_of(volumes, one.sizes["latent"], parts, seed=config.seed).reindex(scans.index)
+            for one, parts in zip(latents, splits, strict=False)
+        ]
+        values = tuple(one.to_numpy(dtype=np.float64) for one in scores)
+        sets.append(FeatureSet(name, values, seen, baseline=False))
+    return sets
 
 
 def _unseen(pools: Pools) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The whole river on one screen: from sources to a report, each stage skipped when nothing it depends on has changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +10,11 @@ from nilatent.analyses import QUESTIONS
 from nilatent.config import RunConfig, read_config
 from nilatent.errors import SettingError
 from nilatent.lock import locked
+from nilatent.modalities import open_modalities
 from nilatent.provenance import atomic
 from nilatent.river import River
 from nilatent.simulate import SimulationConfig, simulate
-from nilatent.study import nearest
+from nilatent.study import check_folds, check_joint_splits, nearest
 from nilatent.training.devices import is_follower
 
 MIN_SUBJECTS = 20
@@ -22,11 +23,24 @@ STAGES = ("model", "latents", "findings", "report")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run leaves: the report, how many scans went through, and which did not."""
+    """What a run leaves: the report, how many scans went through, and which did not.
+
+    Parameters
+    ----------
+    report : Path
+        The page.
+    n_scans : int
+        Scans that were prepared.
+    excluded : DataFrame
+        Scans left out, with stage, rule and reason.
+    without : DataFrame
+        Further images that failed, with modality, rule and reason; their scans went on without them.
+    """
 
     report: Path
     n_scans: int
     excluded: pd.DataFrame
+    without: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def run(
@@ -76,22 +90,26 @@ def run(
         cohort = river.cohort(sources)
         prepared = river.prepared(cohort, n_procs=n_procs, scheduler=scheduler)
         volumes = river.volumes(prepared)
-        weights = river.regions(river.grey(prepared, volumes))
+        weights, without = river.regions(river.grey(prepared, volumes)), pd.DataFrame()
         if prepared.n_subjects < MIN_SUBJECTS:
             river.nothing_found(f"too few subjects ({prepared.n_subjects}; at least {MIN_SUBJECTS} are needed)")
         else:
             parts = river.parts(prepared)
-            river.check_folds(prepared, volumes, parts)
+            check_folds(prepared, volumes, parts, config, river.out)
+            without = river.modalities(cohort, prepared, n_procs=n_procs)
+            check_joint_splits(open_modalities(river.out, config, prepared), parts, config)
             river.model(prepared, volumes, parts)
             if until in ("latents", "findings", "report"):
                 river.latents(prepared, volumes, parts)
+                river.joint(prepared, parts)
             if until in ("findings", "report"):
                 river.folds(prepared, volumes, parts)
+                river.joint_folds(prepared, parts)
                 river.findings(prepared, volumes, parts, weights, only=only)
                 river.heads(prepared, volumes, parts, weights)
         if until == "report":
             river.report()
-        return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded)
+        return Outcome(river.out / "report.html", len(prepared.scans), prepared.excluded, without)
 
 
 def follow(out: Path, config: RunConfig, *, until: str) -> Outcome:

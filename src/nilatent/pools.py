@@ -14,6 +14,7 @@ from nilatent.cohort import Cohort, load_cohort
 from nilatent.config import MAX_AUTO_LATENT, SCANS_PER_LATENT, RunConfig, read_config
 from nilatent.crossfit import errors_of, fold_parts, read_folds, regional_misses_of
 from nilatent.latents import compact, is_grid, read_latents
+from nilatent.map_names import read_map_name
 from nilatent.training.checkpoint import load_model
 from nilatent.volumes import Volumes, open_volumes, voxel_pca
 
@@ -101,6 +102,12 @@ class Pools:
             [self._misses(place / "model", self._unseen_rows(read_latents(place)), squared=True) for place in places]
         )
 
+    @cached_property
+    def fwhm_mm(self) -> float:
+        """How far the modelled images were smoothed, as their names say; T1 intensities are not, and unknown counts as 0."""
+        named = [read_map_name(Path(str(path)).name) for path in self.prepared.scans["path"]]
+        return max((one.fwhm_mm or 0.0 for one in named if one is not None), default=0.0)
+
     def residuals(self) -> list[pd.DataFrame]:
         """What every cross-fitted model, or the study's own, leaves of the mean of each region, of all scans."""
         places = [self.out / "folds" / str(fold) for fold in range(self.config.folds)] or [self.out]
@@ -128,15 +135,7 @@ class Pools:
 
     def voxel_scores(self, n_components: int, parts: pd.DataFrame) -> pd.DataFrame:
         """Scores of all scans on principal components of the voxels, fitted on the training scans of a split."""
-        training = self.volumes.rows(list(parts.index[parts["part"] == "train"]))
-        pca = voxel_pca(self.volumes, training, n_components, seed=self.config.seed, at_most=True)
-        n_scans = len(self.volumes.scans)
-        scores = [
-            pca.scores(self.volumes.masked(np.arange(n_scans)[start : start + BATCH]))
-            for start in range(0, n_scans, BATCH)
-        ]
-        names = [f"PC{number + 1}" for number in range(len(pca.sd))]
-        return pd.DataFrame(np.concatenate(scores), index=self.volumes.scans.index, columns=names)
+        return scores_of(self.volumes, n_components, parts, seed=self.config.seed)
 
     def of_judged(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Regions and rows of the cohort of the scans in :attr:`judged`, in its order."""
@@ -147,6 +146,35 @@ class Pools:
         if not is_grid(latents):
             return latents
         return compact(latents, n_components=n_components(parts), seed=self.config.seed)
+
+
+def scores_of(volumes: Volumes, n_components: int, parts: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Scores of all scans on principal components of the voxels, fitted on the training scans of a split that have volumes.
+
+    Parameters
+    ----------
+    volumes : Volumes
+        Of some scans of the split at least.
+    n_components : int
+        At most so many; fewer where the training scans carry fewer.
+    parts : DataFrame
+        Index scan_id, column ``part``.
+    seed : int
+        Draws the scans, where they are very many.
+
+    Returns
+    -------
+    DataFrame
+        Index scan_id of the volumes, columns ``PC1``, ``PC2``, ...
+    """
+    training = volumes.scans.index.intersection(parts.index[parts["part"] == "train"])
+    pca = voxel_pca(volumes, volumes.rows(list(training)), n_components, seed=seed, at_most=True)
+    n_scans = len(volumes.scans)
+    scores = [
+        pca.scores(volumes.masked(np.arange(n_scans)[start : start + BATCH])) for start in range(0, n_scans, BATCH)
+    ]
+    names = [f"PC{number + 1}" for number in range(len(pca.sd))]
+    return pd.DataFrame(np.concatenate(scores), index=volumes.scans.index, columns=names)
 
 
 def n_components(parts: pd.DataFrame) -> int:

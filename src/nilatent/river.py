@@ -1,11 +1,10 @@
 """River: the pools of one output folder, each filled by one function and skipped when nothing it depends on has changed."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,32 +19,29 @@ from nilatent.config import RunConfig, sized, write_config
 from nilatent.crossfit import fit_fold, fold_parts
 from nilatent.drawn import LRCP, done
 from nilatent.encode import encode
-from nilatent.errors import CohortError, SettingError
+from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, read_finding, write_finding
+from nilatent.further_images import VOLUME_FILES, check_images, failed_images, pack_modality, write_images
 from nilatent.latents import write_latents
-from nilatent.models import ModelConfig
+from nilatent.modalities import JOINT, MODALITIES, fit_joint, modality_stages, open_modalities, told
+from nilatent.model_settings import preparation_of, training_of
 from nilatent.parts import split
 from nilatent.pools import Pools, read_split
+from nilatent.preprocess.beside import BESIDE_VERSION
 from nilatent.preprocess.quality import quality
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, content_hash, is_fresh, seal
-from nilatent.report import build
+from nilatent.report import build, embedded
 from nilatent.report.quality import build as build_quality
 from nilatent.search import search
 from nilatent.study import check_study, listed_exclusions, stratified
 from nilatent.study_heads import write_heads
 from nilatent.training.checkpoint import load_model
-from nilatent.training.conditions import fit_conditions
-from nilatent.training.config import TrainConfig, settled
 from nilatent.training.cost import cost_of
 from nilatent.training.loop import train
-from nilatent.training.nuisance import NUISANCES
-from nilatent.training.preparation import how_made
+from nilatent.training.multimodal.data import Modality
 from nilatent.training.remedy import train_with_remedies
-from nilatent.training.transfer import source_of
 from nilatent.volumes import Grid, Volumes, brain_mask, gm_mask, open_volumes, pack
-
-VOLUME_FILES = ("volumes.npy", "mask.nii.gz", "grid.json", "scans.tsv")
 
 
 class River:
@@ -84,17 +80,19 @@ class River:
         if not sources:
             known = load_cohort(self.out / "cohort")
             check_study(known, self.config)
+            check_images(self.out, study)
             if not (self.out / "study.toml").is_file():
                 write_config(self.config, self.out / "study.toml")
             self.hashes["cohort"] = known.content_hash
             return known
-        found = read_cohort(sources, suffix=study.image, column_aliases=study.columns)
+        found = read_cohort(sources, suffix=study.image, column_aliases=study.columns, images=study.modalities)
         if study.exclude:
             found = exclude(found, listed_exclusions(found, Path(study.exclude)))
         check_study(found, self.config)
         self.out.mkdir(parents=True, exist_ok=True)
         write_config(self.config, self.out / "study.toml")
         write_cohort(found, self.out / "cohort")
+        write_images(self.out, study)
         self.hashes["cohort"] = found.content_hash
         self.console.print(
             f"cohort: {len(found.scans)} scans of {found.n_subjects} subjects, {len(found.excluded)} left out",
@@ -161,6 +159,24 @@ class River:
         self._stage("volumes", folder / "provenance.json", settings=settings, needs=["prepared"], fill=fill)
         return open_volumes(folder)
 
+    def modalities(self, cohort: Cohort, prepared: Cohort, *, n_procs: int) -> pd.DataFrame:
+        """Further images of the study, packed in ``modalities/``; gives those that failed, whose scans go on without them."""
+        recipe = self.config.recipe
+        for name, source in self.config.study.modalities.items():
+            folder = self.out / MODALITIES / name
+            self._stage(
+                f"modality {name}",
+                folder / "provenance.json",
+                settings={"source": source, "recipe": fingerprint(recipe), "version": BESIDE_VERSION},
+                needs=["cohort", "prepared"],
+                fill=partial(pack_modality, cohort, prepared, name, source, self.out, recipe, n_procs=n_procs),
+            )
+        failed = failed_images(self.out, self.config)
+        for modality, images in failed.groupby("modality"):
+            listed = f"{len(images)} images could not be used, see {MODALITIES}/{modality}/failed.tsv"
+            self.console.print(f"modality {modality}: {listed}", style="yellow", highlight=False)
+        return failed
+
     def grey(self, prepared: Cohort, volumes: Volumes) -> Volumes:
         """Grey-matter maps on the same grid: the volumes themselves, unless T1 intensities are modelled."""
         if self.config.recipe.target == "gm":
@@ -208,15 +224,10 @@ class River:
         self._stage("split", self.out / "split.provenance.json", settings=settings, needs=["prepared"], fill=fill)
         return read_split(self.out)
 
-    def preparation(self, prepared: Cohort) -> dict[str, Any]:
-        """How the scans were made, as far as a model and the scans it is used on must agree."""
-        sources = load_cohort(self.out / "cohort").scans.loc[prepared.scans.index, "path"]
-        return how_made(fingerprint(self.config.recipe), prepared.scans["recipe"], sources)
-
     def model(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """The trained model, in ``model/``."""
         folder, config = self.out / "model", self.config.training
-        model_config, settings, beside = self._training(prepared, parts)
+        model_config, settings, beside = training_of(self.config, self.out, prepared, parts)
 
         def fill() -> list[Path]:
             start = folder / "attempts" / "0" if self.config.remedy else folder
@@ -232,24 +243,13 @@ class River:
         needs = ["volumes", "split", "prepared"]
         self._stage("model", folder / "provenance.json", settings=settings, needs=needs, fill=fill)
 
-    def _training(self, prepared: Cohort, parts: pd.DataFrame) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
-        """Settings of the model, what a trained one depends on, and what training is given beside the scans."""
-        model_config = sized(self.config, n_train=int((parts["part"] == "train").sum()))
-        preparation = self.preparation(prepared)
-        settings = {"model": model_config, "training": _recorded(self.config.training), "preparation": preparation}
-        # The table of scans says what a model is told or pulled to, and what its latents should not know.
-        nuisances = tuple(dict.fromkeys(filter(None, (self.config.study.site, *NUISANCES))))
-        beside = {"scans": prepared.scans, "preparation": preparation, "nuisances": nuisances}
-        settings["nuisances"] = nuisances
-        return model_config, settings | ({"remedy": True} if self.config.remedy else {}), beside
-
     def join(self) -> tuple[int, pd.DataFrame]:
         """Train beside the first process, which writes; gives the number of scans and those left out."""
         prepared, volumes = load_cohort(self.out / "prepared"), open_volumes(self.out / "volumes")
         parts = read_split(self.out)
         records = {"prepared": "prepared/", "volumes": "volumes/", "split": "split."}
         inputs = {name: content_hash(self.out / f"{place}provenance.json") for name, place in records.items()}
-        model_config, settings, beside = self._training(prepared, parts)
+        model_config, settings, beside = training_of(self.config, self.out, prepared, parts)
         record = self.out / "model" / "provenance.json"
         # The first process asks the same, and does not train what is trained.
         if not is_fresh(record, stage="model", settings=settings, inputs=inputs):
@@ -258,7 +258,7 @@ class River:
 
     def latents(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """Posterior means and log-variances, in ``latents.nc`` and ``latents.tsv``."""
-        preparation = self.preparation(prepared)
+        preparation = preparation_of(self.config, self.out, prepared)
 
         def fill() -> list[Path]:
             model = load_model(self.out / "model")
@@ -272,34 +272,12 @@ class River:
             fill=fill,
         )
 
-    def check_folds(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
-        """Refuse, before anything is trained, folds that could not be: too small, or with levels their training has not seen."""
-        config = self.config
-        for fold in range(config.folds):
-            of_fold = fold_parts(
-                parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed
-            )
-            training = list(of_fold.index[of_fold["part"] == "train"])
-            model = sized(config, n_train=len(training))
-            fit_conditions(prepared.scans, training, model.condition).values(prepared.scans)
-            source = source_of(
-                config.training, model, volumes, of_fold, folder=self.out / "folds" / str(fold) / "model"
-            )
-            if model.start == "pca" and model.n_latent >= len(training) and source is None:
-                raise SettingError(
-                    f"Fold {fold} of {config.folds} leaves {len(training)} scans to train on, and model.n_latent is "
-                    f"{model.n_latent}. Ask for more folds or fewer latents."
-                )
-
     def folds(self, prepared: Cohort, volumes: Volumes, parts: pd.DataFrame) -> None:
         """As many further models as the study asks for, each with what it says of the scans it has not seen, in ``folds/``."""
-        config, settings = self.config, self._training(prepared, parts)[1]
-        for fold in range(config.folds):
+        config, settings = self.config, training_of(self.config, self.out, prepared, parts)[1]
+        for fold, of_fold in self._fold_parts(parts):
             folder = self.out / "folds" / str(fold)
-            of_fold = fold_parts(
-                parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed
-            )
-            model_config, _, beside = self._training(prepared, of_fold)
+            model_config, _, beside = training_of(config, self.out, prepared, of_fold)
             fit = partial(
                 fit_fold, volumes, of_fold, fold, model_config, config.training, folder, remedy=config.remedy, **beside
             )
@@ -310,6 +288,38 @@ class River:
                 needs=["volumes", "split", "prepared"],
                 fill=fit,
             )
+
+    def joint(self, prepared: Cohort, parts: pd.DataFrame) -> None:
+        """The joint model of all modalities and its latents, in ``multimodal/``, where the study names more than one."""
+        modalities = open_modalities(self.out, self.config, prepared)
+        if modalities:
+            takes = told(modalities, parts, n_models=1 + self.config.folds)
+            self._joint(JOINT, self.out / JOINT, modalities, parts, takes=takes)
+
+    def joint_folds(self, prepared: Cohort, parts: pd.DataFrame) -> None:
+        """A joint model of every fold, in ``folds/``, each trained on the scans that train the fold's model."""
+        modalities = open_modalities(self.out, self.config, prepared)
+        for fold, of_fold in self._fold_parts(parts) if modalities else []:
+            self._joint(f"fold {fold} {JOINT}", self.out / "folds" / str(fold) / JOINT, modalities, of_fold)
+
+    def _fold_parts(self, parts: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+        share, seed, folds = self.config.split.validation_fraction, self.config.split.seed, range(self.config.folds)
+        return [(fold, fold_parts(parts, fold, validation_fraction=share, seed=seed)) for fold in folds]
+
+    def _joint(
+        self, stage: str, folder: Path, modalities: Mapping[str, Modality], parts: pd.DataFrame, *, takes: str = ""
+    ) -> None:
+        config = self.config
+
+        def fill() -> list[Path]:
+            if takes:
+                self.console.print(f"{stage}: {takes}", highlight=False)
+            return fit_joint(modalities, parts, config.multimodal, folder)
+
+        settings = {"multimodal": config.multimodal, "tables": config.study.tables, "names": list(modalities)}
+        settings |= {} if stage == JOINT else {"folds": config.folds, "split": config.split}
+        needs = ["volumes", *modality_stages(config), "split", "prepared"]
+        self._stage(stage, folder / "provenance.json", settings=settings, needs=needs, fill=fill)
 
     def findings(
         self,
@@ -385,9 +395,5 @@ class River:
         """``report.html``, from the files of the folder, and a page per subject where deviations were measured."""
         self.console.print("report ...", highlight=False)
         build(self.out)
-
-
-def _recorded(training: TrainConfig) -> TrainConfig:
-    """Settings on which a trained model depends; where a model that it starts from lies is none of them."""
-    other = load_model(Path(training.start_from)).content_hash if training.start_from else ""
-    return replace(settled(training), start_from=other)
+        if said := embedded(self.out):
+            self.console.print(said, highlight=False)

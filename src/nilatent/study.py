@@ -9,11 +9,20 @@ from pathlib import Path
 import pandas as pd
 
 from nilatent.analysis.contrast import level_words
+from nilatent.analysis.prediction.sets import LATENTS
 from nilatent.cohort import Cohort
-from nilatent.config import RunConfig
+from nilatent.config import RunConfig, sized
+from nilatent.crossfit import fold_parts
 from nilatent.errors import SettingError
+from nilatent.further import MADE
+from nilatent.modalities import check_joint
 from nilatent.parts import SplitConfig
+from nilatent.tables import image_column
+from nilatent.training.conditions import fit_conditions
+from nilatent.training.multimodal.data import Modality, check_name
+from nilatent.training.transfer import source_of
 from nilatent.variables import CODE, NUMBER
+from nilatent.volumes import Volumes
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
@@ -38,8 +47,7 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
     model = config.model
     asked = {"--group": study.group, "--site": study.site} | {f"--covariates {name}": name for name in study.covariates}
     asked |= {"model.align": model.align} | {f"model.condition {name}": name for name in model.condition}
-    fused = config.fusion.tables.items()
-    asked |= {f"fusion.tables.{table} {name}": name for table, columns in fused for name in columns}
+    asked |= {f"--table {table} {name}": name for table, columns in study.tables.items() for name in columns}
     for flag, name in asked.items():
         if name and name not in cohort.scans:
             raise SettingError(f"{flag}: there is no column '{name}'.{nearest(name, list(map(str, cohort.scans)))}")
@@ -59,7 +67,8 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
             f"'{twice[0]}' is named twice among --covariates and --site. Name it once: a site is adjusted for anyway."
         )
     for name in study.covariates:
-        _check_numbers(cohort, name)
+        _check_numbers(cohort, name, f"--covariates {name}")
+    _check_modalities(cohort, config)
     if study.contrast and not study.group:
         raise SettingError(f"--contrast {study.contrast} needs --group, the column that holds its two values.")
     if study.contrast:
@@ -75,8 +84,40 @@ def check_study(cohort: Cohort, config: RunConfig) -> None:
                     )
 
 
-def _check_numbers(cohort: Cohort, name: str) -> None:
-    """Refuse a covariate that is mostly numbers, but for a cell that would turn all of them into names of levels."""
+def _check_modalities(cohort: Cohort, config: RunConfig) -> None:
+    """Refuse names that no modality can have, tables from which nothing can be learned, and images the cohort does not know."""
+    study = config.study
+    taken = {config.recipe.target: "the modelled image", LATENTS: "what the model says of it"}
+    for flag, name in [
+        *(("--modality", name) for name in study.modalities),
+        *(("--table", name) for name in study.tables),
+    ]:
+        check_name(name)
+        if name.lower() in taken:
+            raise SettingError(
+                f"{flag} {name}: '{name.lower()}' is {taken[name.lower()]} already. Give every modality a name of its own."
+            )
+        taken[name.lower()] = f"the name of a {flag.removeprefix('--')}"
+    for name, source in study.modalities.items():
+        if not source:
+            raise SettingError(
+                f"--modality {name}= names no images. Write {name}=SUFFIX, such as wm=WM or flair=FLAIR."
+            )
+        if source not in MADE and image_column(name) not in cohort.scans:
+            raise SettingError(
+                f"--modality {name}={source}: the scans were read without these images. Name the sources in `nilatent run`."
+            )
+    for table, columns in study.tables.items():
+        if not columns or len(set(columns)) < len(columns):
+            raise SettingError(
+                f"--table {table} has the columns {', '.join(columns) or 'none'}. Name at least one, and each once."
+            )
+        for name in columns:
+            _check_numbers(cohort, name, f"--table {table} {name}")
+
+
+def _check_numbers(cohort: Cohort, name: str, flag: str) -> None:
+    """Refuse a column that is mostly numbers, but for a cell that would turn all of them into names of levels."""
     values = cohort.scans[name].dropna()
     if pd.api.types.is_numeric_dtype(values) or values.empty:
         return
@@ -86,7 +127,7 @@ def _check_numbers(cohort: Cohort, name: str) -> None:
     if len(odd) - len(commas) >= len(words) / 2 or words.str.match(CODE).any():
         return
     raise SettingError(
-        f"--covariates {name}: scan {odd.index[0]} has '{odd.iloc[0]}' where most scans have numbers, so every number would "
+        f"{flag}: scan {odd.index[0]} has '{odd.iloc[0]}' where most scans have numbers, so every number would "
         "count as a category of its own. Write n/a for a missing value and a decimal point for a comma."
     )
 
@@ -95,6 +136,71 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """The nearest of some names as a hint, or the first of them."""
     near = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(names[:20])}."
+
+
+def check_folds(prepared: Cohort, volumes: Volumes, parts: pd.DataFrame, config: RunConfig, out: Path) -> None:
+    """Refuse, before anything is trained, folds that could not be: too small, or with levels their training has not seen.
+
+    Parameters
+    ----------
+    prepared : Cohort
+        The scans.
+    volumes : Volumes
+        Their images.
+    parts : DataFrame
+        Split of the study.
+    config : RunConfig
+        Settings.
+    out : Path
+        The run folder, in which a model to start from may lie.
+
+    Raises
+    ------
+    SettingError
+        Names the fold and what to change.
+    """
+    for fold in range(config.folds):
+        of_fold = fold_parts(parts, fold, validation_fraction=config.split.validation_fraction, seed=config.split.seed)
+        training = list(of_fold.index[of_fold["part"] == "train"])
+        model = sized(config, n_train=len(training))
+        fit_conditions(prepared.scans, training, model.condition).values(prepared.scans)
+        source = source_of(config.training, model, volumes, of_fold, folder=out / "folds" / str(fold) / "model")
+        if model.start == "pca" and model.n_latent >= len(training) and source is None:
+            raise SettingError(
+                f"Fold {fold} of {config.folds} leaves {len(training)} scans to train on, and model.n_latent is "
+                f"{model.n_latent}. Ask for more folds or fewer latents."
+            )
+
+
+def check_joint_splits(modalities: Mapping[str, Modality], parts: pd.DataFrame, config: RunConfig) -> None:
+    """Refuse, before anything is trained, modalities of which a joint model of the study or of a fold could not be learned.
+
+    Parameters
+    ----------
+    modalities : Mapping[str, Volumes or DataFrame]
+        From :func:`nilatent.modalities.open_modalities`; none where the study names none.
+    parts : DataFrame
+        Split of the study.
+    config : RunConfig
+        Settings.
+
+    Raises
+    ------
+    SettingError
+        Names the fold and the modality.
+    """
+    if not modalities:
+        return
+    check_joint(modalities, parts, config.multimodal)
+    split = config.split
+    for fold in range(config.folds):
+        of_fold = fold_parts(parts, fold, validation_fraction=split.validation_fraction, seed=split.seed)
+        try:
+            check_joint(modalities, of_fold, config.multimodal)
+        except SettingError as error:
+            raise SettingError(
+                f"Fold {fold} of {config.folds}: {error} Fewer folds leave more scans to each."
+            ) from error
 
 
 def listed_exclusions(cohort: Cohort, path: Path) -> list[Mapping[str, str]]:

@@ -45,6 +45,13 @@ n_permutations = 100
 n_samples = 20
 n_permutations = 99
 n_repeats = 1
+[multimodal]
+n_shared = 2
+n_epochs = 1
+channels = [4]
+[fusion]
+n_draws = 99
+n_bootstrap = 100
 """
 
 

@@ -71,7 +71,7 @@ def test_second_run_computes_nothing_again(finished: Path, simulated: Path, nila
     }
     result = nilatent("run", simulated, finished, *STUDY)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 25
+    assert result.stderr.count("up to date") == 26
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -248,7 +248,7 @@ def test_scans_left_out_follow_the_source_though_nothing_is_computed_again(
     result = nilatent("run", source, out, *STUDY)
     assert result.returncode == 1
     assert "sub-999" in result.stderr
-    assert result.stderr.count("up to date") == 24
+    assert result.stderr.count("up to date") == 25
     assert "sub-999" in (out / "report.html").read_text(encoding="utf-8")
     table.write_text(before)
     assert nilatent("run", source, out, *STUDY).returncode == 0
@@ -265,4 +265,4 @@ def test_a_copied_run_does_not_read_the_first_ones_maps(finished: Path, nilatent
     assert all(path.is_relative_to(copy) for path in places)
     result = nilatent("analyse", copy)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("up to date") == 24
+    assert result.stderr.count("up to date") == 25

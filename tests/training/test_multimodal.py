@@ -1,4 +1,5 @@
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from nilatent.training.multimodal import (
     shown_at_random,
     train_multimodal,
 )
+from nilatent.training.multimodal.data import code, learn_columns
+from nilatent.training.multimodal.start import sized
 from nilatent.training.stored import ModelError
 from nilatent.volumes import Grid, volumes_in_memory
 
@@ -493,3 +496,25 @@ def test_use_of_a_model_on_what_it_does_not_know_is_refused(rng, tmp_path):
         next(predict_modality(model, {"gm": modalities["gm"]}, list(parts.index), target="gm"))
     with pytest.raises(SettingError, match="no modality 't1'"):
         next(predict_modality(model, modalities, list(parts.index), target="t1"))
+
+
+def test_numbers_are_numbers_whatever_the_type_of_their_column(rng):
+    ids = [f"sub-{number}" for number in range(12)]
+    index, values = pd.Index(ids, name="scan_id"), rng.normal(50, 10, 12).round(2)
+    plain = pd.DataFrame({"0": values, "code": [f"00{number % 3}" for number in range(12)]}, index=index)
+    wanted = learn_columns(plain, ids, name="t")
+    assert wanted[0].levels == ()
+    assert wanted[1].levels == ("000", "001", "002")
+    for odd in (values.astype(object), values.astype(str), [Decimal(str(value)) for value in values]):
+        table = pd.DataFrame({0: pd.Series(odd, index=index, dtype=object), "code": plain["code"]})
+        found = learn_columns(table, ids, name="t")
+        assert found[0].mean == pytest.approx(wanted[0].mean)
+        assert np.allclose(code(table, found, ids, name="t"), code(plain, wanted, ids, name="t"))
+    with pytest.raises(SettingError, match="the column '0' twice"):
+        learn_columns(pd.DataFrame({0: values, "0": values}, index=index), ids, name="t")
+
+
+@pytest.mark.parametrize(("asked", "counts", "n_latent"), [(0, [40, 19], 9), (0, [200], 16), (0, [3], 1), (7, [9], 7)])
+def test_the_number_of_latents_follows_the_smallest_modality_unless_it_is_set(asked, counts, n_latent):
+    assert sized(MultimodalConfig(n_latent=asked), counts).n_latent == n_latent
+    assert sized(MultimodalConfig(n_latent=0, n_shared=12), counts).n_latent >= 12

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from nilatent.cli.explore import explore
 from nilatent.cli.generate import generate_app
 from nilatent.cli.model import encode, predict, search, train
 from nilatent.cli.options import BAD_USAGE
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn latent representations of 3D brain MRI, and say with honest statistics what they know.",
 )
-for command in (run, demo, simulate, prepare, native, train, search, encode, predict, analyse, report, doctor):
+for command in (run, demo, simulate, prepare, native, train, search, encode, predict, analyse, report, explore, doctor):
     app.command()(command)
 for way in (traverse, interpolate, counterfactual):
     generate_app.command()(way)

@@ -1,11 +1,12 @@
 """Commands that draw: synthetic cohorts, and ways through the latent space."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nilatent.cli.options import SOME_FAILED, Out, RunFolder
+from nilatent.cli.options import SOME_FAILED, Out, RunFolder, as_labels
 
 generate_app = typer.Typer(
     no_args_is_help=True,
@@ -62,4 +63,26 @@ def _condition(text: str) -> tuple[str, str]:
     return name, value
 
 
+def across(
+    run: RunFolder,
+    target: Annotated[str, typer.Argument(help="The modality to predict: gm, or a name of --modality or --table.")],
+    use: Annotated[
+        list[str] | None, typer.Option("--from", help="From these, joined by commas; all others when none is named.")
+    ] = None,
+    scans: Annotated[list[str] | None, typer.Option(help="Only these scans, joined by commas.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A new folder; else generated/TARGET_from_... in the run.")
+    ] = None,
+) -> None:
+    """One modality of the scans of a run, predicted from others by models that have not seen their subjects.
+
+    Without --folds in the run, one model predicts all scans, and summary.tsv marks those that it has seen.
+    """
+    from nilatent.across import SUMMARY, predict_across
+
+    folder = predict_across(run, target, use=as_labels(use), scans=as_labels(scans), out=out)
+    typer.echo(str(folder / SUMMARY))
+
+
 generate_app.command()(samples)
+generate_app.command()(across)

@@ -106,6 +106,33 @@ def column_aliases(column: list[str] | None) -> dict[str, str]:
     return aliases
 
 
+def named_images(modality: list[str] | None) -> dict[str, str]:
+    """Names of further images to the suffix or column that holds them."""
+    images = {}
+    for pair in modality or []:
+        name, joined, source = (part.strip() for part in pair.partition("="))
+        if not (name and joined and source) or name in images:
+            raise typer.BadParameter(
+                f"--modality is NAME=SUFFIX or NAME=COLUMN, each name once, such as flair=FLAIR; got '{pair}'."
+            )
+        images[name] = source
+    return images
+
+
+def named_tables(table: list[str] | None) -> dict[str, list[str]]:
+    """Names of tables to their columns."""
+    tables = {}
+    for pair in table or []:
+        name, joined, columns = pair.partition("=")
+        listed = [column.strip() for column in columns.split(",") if column.strip()]
+        if not (name.strip() and joined and listed) or name.strip() in tables:
+            raise typer.BadParameter(
+                f"--table is NAME=COLUMN,COLUMN, each name once, such as scores=BDI,MADRS; got '{pair}'."
+            )
+        tables[name.strip()] = listed
+    return tables
+
+
 def n_processes(n_procs: int, *, scheduler: str = "") -> int:
     """The number asked for, or as many as fit; none on this machine where a scheduler is named."""
     if scheduler and n_procs:
@@ -128,15 +155,19 @@ def on_machines(devices: int | None, num_nodes: int | None) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def list_failures(n_scans: int, excluded: "pd.DataFrame") -> None:
-    """Say which scans failed and why, and leave with the exit code that says so."""
+def list_failures(n_scans: int, excluded: "pd.DataFrame", without: "pd.DataFrame | None" = None) -> None:
+    """Say which scans, and which of their further images, failed and why, and leave with the exit code that says so."""
     failed = excluded[excluded["stage"] != "study"]
-    if failed.empty:
-        return
-    typer.echo(f"{len(failed)} left out, {n_scans} done:", err=True)
+    if not failed.empty:
+        typer.echo(f"{len(failed)} left out, {n_scans} done:", err=True)
     for row in failed.itertuples():
         typer.echo(f"  {row.scan_id} [{row.stage}, {row.rule}]: {row.reason}", err=True)
-    raise typer.Exit(SOME_FAILED)
+    if without is not None and not without.empty:
+        typer.echo(f"{len(without)} further images could not be used; their scans went on without them:", err=True)
+        for row in without.itertuples():
+            typer.echo(f"  {row.scan_id} [{row.modality}, {row.rule}]: {row.reason}", err=True)
+    if not failed.empty or (without is not None and not without.empty):
+        raise typer.Exit(SOME_FAILED)
 
 
 def run_again(

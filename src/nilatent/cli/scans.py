@@ -50,6 +50,7 @@ def simulate(
     follow_up_years: Annotated[
         float, typer.Option(help="Follow patients for so long: who is progressive, and when.")
     ] = 0.0,
+    missed_fraction: Annotated[float, typer.Option(help="Share of later visits that do not take place, 0 to 1.")] = 0.0,
     null: Annotated[bool, typer.Option("--null", help="No effect of the group.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     n_procs: Procs = 0,
@@ -66,6 +67,7 @@ def simulate(
         ventricles_mm=ventricles_mm,
         patient_head_size=patient_head_size,
         follow_up_years=follow_up_years,
+        missed_fraction=missed_fraction,
         kind=kind.value,
         n_subjects=n_subjects,
         n_sessions=n_sessions,
@@ -100,6 +102,9 @@ def prepare(
     modulation: Annotated[bool | None, typer.Option(help="Multiply by the volume change, or do not.")] = None,
     normalisation: Annotated[str | None, typer.Option(help="affine, or syn (slower, as VBM does).")] = None,
     target: Annotated[str | None, typer.Option(help="gm (grey-matter maps) or t1w (T1 intensities).")] = None,
+    within_subject: Annotated[
+        bool | None, typer.Option(help="One template, affine and brain mask per person, for longitudinal studies.")
+    ] = None,
     participant_label: Subjects = None,
     session_label: Sessions = None,
     n_procs: Procs = 0,
@@ -117,6 +122,7 @@ def prepare(
         "recipe.modulation": modulation,
         "recipe.normalisation": normalisation,
         "recipe.target": target,
+        "recipe.within_subject": within_subject,
     }
     subjects, sessions = as_labels(participant_label), as_labels(session_label)
     processes = n_processes(n_procs, scheduler=dask)
@@ -125,6 +131,11 @@ def prepare(
     from nilatent.preprocess.recipe import prepare as prepare_cohort
 
     settings = read_config(config, overrides={name: value for name, value in given.items() if value is not None})
+    if settings.recipe.within_subject and sessions:
+        raise typer.BadParameter(
+            "It would make a template of a part of a person's visits. Divide the cohort by --participant-label.",
+            param_hint="--session-label",
+        )
     cohort = read_cohort(sources, suffix=settings.study.image, column_aliases=settings.study.columns)
     whole = not (subjects or sessions)
     cohort = select(cohort, subjects, sessions=sessions)

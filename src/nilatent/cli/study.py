@@ -22,6 +22,8 @@ from nilatent.cli.options import (
     column_aliases,
     list_failures,
     n_processes,
+    named_images,
+    named_tables,
     on_machines,
     run_again,
 )
@@ -63,6 +65,14 @@ def run(
     site: Annotated[str | None, typer.Option(help="Column of the scanner or centre.")] = None,
     column: Columns = None,
     exclude: Annotated[Path | None, typer.Option(help="File with one scan or subject per line to leave out.")] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="Further images of the scans, NAME=SUFFIX or NAME=COLUMN: flair=FLAIR; repeat for several."),
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(help="Measurements beside the images, NAME=COLUMNS: scores=BDI,MADRS; repeat for several."),
+    ] = None,
     seed: Seed = None,
     model: Annotated[ModelName | None, typer.Option(help="Which network.")] = None,
     devices: Devices = None,
@@ -85,6 +95,8 @@ def run(
     overrides |= {"model.name": model.value} if model else {}
     overrides |= {"folds": folds} if folds else {}
     overrides |= {"split.train_on": train_on} if train_on else {}
+    overrides |= {f"study.modalities.{name}": source for name, source in named_images(modality).items()}
+    overrides |= {f"study.tables.{name}": columns for name, columns in named_tables(table).items()}
     processes = n_processes(n_procs, scheduler=dask)
     from nilatent.config import read_config
     from nilatent.pipeline import run as run_river
@@ -92,7 +104,7 @@ def run(
     settings = read_config(config, preset=preset.value, overrides=overrides | ({"remedy": True} if remedy else {}))
     outcome = run_river(sources, out, settings, n_procs=processes, scheduler=dask)
     typer.echo(str(outcome.report))
-    list_failures(outcome.n_scans, outcome.excluded)
+    list_failures(outcome.n_scans, outcome.excluded, outcome.without)
 
 
 def demo(
@@ -116,17 +128,33 @@ def analyse(
     """Run analyses of a run folder.
 
     There are reconstruction, projections, lrcp, error_profile, agnostic, prediction, harmonise, normative, leaks, sensitivity,
-    counterfactual, fidelity, blur, longitudinal and fusion.
+    counterfactual, fidelity, blur, longitudinal, multimodal and fusion.
     """
     run_again(folder, until="findings", only=names)
     typer.echo(str(folder / "findings"))
 
 
-def report(folder: RunFolder) -> None:
-    """Write report.html from the files of a run folder."""
-    from nilatent.report import build
+def report(
+    folder: RunFolder,
+    other: Annotated[Path | None, typer.Argument(help="A second run folder, shown beside the first.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File or folder of the page of two studies.")] = None,
+    png: Annotated[bool, typer.Option("--png", help="Write figures/*.png at 300 dots per inch too.")] = False,
+) -> None:
+    """Write report.html from the files of a run folder; of two, one page that shows them side by side."""
+    if other is not None:
+        from nilatent.report.compare import compare
 
-    typer.echo(str(build(folder)))
+        typer.echo(str(compare(folder, other, out)))
+        return
+    if out is not None:
+        raise typer.BadParameter(
+            "It is for two studies; the report of one is written into its folder.", param_hint="--out"
+        )
+    from nilatent.report import build, embedded
+
+    typer.echo(str(build(folder, png=png)))
+    if said := embedded(folder):
+        typer.echo(said)
 
 
 def doctor(

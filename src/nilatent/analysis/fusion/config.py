@@ -23,8 +23,8 @@ class FusionConfig:
     numbers : tuple[str, ...]
         Columns that are numbers although they have ten values or fewer.
     tables : dict[str, tuple[str, ...]]
-        Kinds of measurement beside the latents: a name to columns of the cohort that hold numbers, such as
-        ``{"questionnaires": ("BDI", "MADRS")}``. Without any there is nothing to fuse.
+        Kinds of measurement beside the latents: a name to columns of the cohort, such as
+        ``{"questionnaires": ("BDI", "MADRS")}``; of a run those of ``study.tables``.
     barred : dict[str, str]
         Modality to the columns, with commas between, that it must not predict because it defines them:
         ``{"questionnaires": "group"}`` where a score is part of the diagnosis.

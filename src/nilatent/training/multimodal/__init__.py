@@ -23,7 +23,7 @@ from nilatent.training.multimodal.config import MultimodalConfig
 from nilatent.training.multimodal.data import Joined, Modality, check_modalities, join, learn_columns
 from nilatent.training.multimodal.folder import TrainedMultimodal, load_multimodal, save_multimodal
 from nilatent.training.multimodal.judge import balance, bounds, crossed
-from nilatent.training.multimodal.start import start
+from nilatent.training.multimodal.start import sized, start
 from nilatent.training.step import MAX_GRADIENT_NORM, DivergenceError
 from nilatent.training.validation import Rows
 from nilatent.volumes import Volumes
@@ -106,6 +106,7 @@ def train_multimodal(
     }
     used = parts[parts["part"].isin(("train", "validation"))]
     joined = join(modalities, list(used.index), columns)
+    config = sized(config, [int((places[used["part"] == "train"] >= 0).sum()) for _, places in joined.volumes.values()])
     run = _set_up(joined, columns, used, config, Path(folder))
     learners = {"model": (run.module, run.optimiser)}
     progress = resume(run.folder, run.key, learners)

@@ -1,6 +1,5 @@
 """Settings of a joint model of several modalities."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nilatent.errors import SettingError
@@ -21,7 +20,8 @@ class MultimodalConfig:
         :func:`nilatent.models.experts.combine`.
     n_latent : int
         Principal components of each modality of volumes that the model starts from, which are its private latents; what of
-        them the modalities share is told by the shared latents instead. Fewer than the training scans of each.
+        them the modalities share is told by the shared latents instead. Fewer than the training scans of each; 0: half as many
+        as these, at most 16.
     n_shared : int
         Shared latents, at most `n_latent`. 0: as many of 1, 2, 4, 8 and 16 as best predict, in the linear model, each modality
         of left-out training subjects from the others.
@@ -29,7 +29,7 @@ class MultimodalConfig:
         Private latents of each table: what its columns have in common that no other modality tells.
     channels : tuple
         Channels per level of the network of each modality of volumes, multiples of four.
-    weights : Mapping[str, float]
+    weights : dict[str, float]
         By modality: factor on its log-likelihood in training, 1 where not named. With 1 throughout training raises the
         evidence lower bound itself, in which every voxel counts as much as every cell of a table, relative to its noise; that
         noise is learned per modality (per column of a table).
@@ -50,11 +50,11 @@ class MultimodalConfig:
     """
 
     experts: str = "poe"
-    n_latent: int = 16
+    n_latent: int = 0
     n_shared: int = 0
     n_table_private: int = 1
     channels: tuple[int, ...] = (8, 16, 32)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     dropout: float = 0.5
     crossing: float = 1.0
     n_epochs: int = 60
@@ -79,14 +79,14 @@ class MultimodalConfig:
         for name, allowed in (("experts", EXPERTS), ("device", DEVICES)):
             if getattr(self, name) not in allowed:
                 raise SettingError(f"multimodal.{name} is '{getattr(self, name)}'; choose one of {', '.join(allowed)}.")
-        lowest_of = {"n_latent": 1, "n_shared": 0, "n_table_private": 0, "n_epochs": 0, "patience": 1, "batch_size": 1}
+        lowest_of = {"n_latent": 0, "n_shared": 0, "n_table_private": 0, "n_epochs": 0, "patience": 1, "batch_size": 1}
         for name, lowest in (lowest_of | {"seed": 0}).items():
             if getattr(self, name) < lowest:
                 raise SettingError(f"multimodal.{name} is {getattr(self, name)}; it must be at least {lowest}.")
         for name in ("crossing", "warmup_epochs", "weight_decay", "input_noise", "latent_noise"):
             if getattr(self, name) < 0:
                 raise SettingError(f"multimodal.{name} is {getattr(self, name)}; it must not be negative.")
-        if self.n_shared > self.n_latent:
+        if self.n_latent and self.n_shared > self.n_latent:
             raise SettingError(
                 f"multimodal.n_shared is {self.n_shared}, more than multimodal.n_latent, {self.n_latent}. Lower it."
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from nilatent.errors import CohortError, LeakageError, SettingError
 from nilatent.training.conditions import Column
 from nilatent.training.validation import Rows, read_batch
+from nilatent.variables import CODE, NUMBER
 from nilatent.volumes import Volumes
 
 Modality = Volumes | pd.DataFrame
@@ -92,8 +93,28 @@ def learn_columns(table: pd.DataFrame, training: Sequence[str], *, name: str) ->
     """
     if table.columns.empty:
         raise SettingError(f"The table '{name}' has no column. Name its columns, or leave the modality out.")
+    table = _named(table, name)
     own = table.loc[table.index.intersection(pd.Index(training))]
-    return tuple(_learned(own[column].dropna(), f"{name}: {column}", str(column)) for column in table)
+    return tuple(_learned(_as_numbers(own[column].dropna()), f"{name}: {column}", str(column)) for column in table)
+
+
+def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The table with words as names of columns: what a model knows of them is written down."""
+    table = table.rename(columns=str)
+    if table.columns.has_duplicates:
+        raise SettingError(
+            f"The table '{name}' has the column '{table.columns[table.columns.duplicated()][0]}' twice. Rename one of the two."
+        )
+    return table
+
+
+def _as_numbers(known: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Numbers where every value is one, whatever the type of the column; 007 is a code, as it is in a cohort."""
+    if pd.api.types.is_numeric_dtype(known):
+        return known
+    words = known.astype(str).str.strip()
+    is_number = words.str.fullmatch(NUMBER) & ~words.str.match(CODE)
+    return pd.to_numeric(words) if is_number.all() else known
 
 
 def _learned(known: "pd.Series[Any]", place: str, name: str) -> Column:
@@ -138,6 +159,7 @@ def code(table: pd.DataFrame, columns: Sequence[Column], scans: Sequence[str], *
     SettingError
         When a column is absent, a word stands among numbers, or a category was not among the training scans.
     """
+    table = _named(table, name)
     absent = [column.name for column in columns if column.name not in table]
     if absent:
         raise SettingError(
@@ -225,10 +247,7 @@ def check_modalities(modalities: Mapping[str, Modality], parts: pd.DataFrame) ->
             f"A joint model takes two modalities or more, one of them volumes; given: {', '.join(modalities) or 'none'}."
         )
     for name in modalities:
-        if not name.isidentifier() or hasattr(torch.nn.ModuleDict(), name):
-            raise SettingError(
-                f"A modality cannot be named '{name}'. Use letters, digits and _, and no word such as 'type'."
-            )
+        check_name(name)
     for name, index in [*((name, _index(one)) for name, one in modalities.items()), ("the split", parts.index)]:
         if index.has_duplicates:
             raise CohortError(f"Scan {index[index.duplicated()][0]} stands twice in {name}. Every scan has one row.")
@@ -239,7 +258,7 @@ def check_modalities(modalities: Mapping[str, Modality], parts: pd.DataFrame) ->
         raise LeakageError(
             f"Subjects {', '.join(both[:5])} are in the training and in the validation part. Split by subject again."
         )
-    has = {name: _known(one) for name, one in modalities.items()}
+    has = {name: known_scans(one) for name, one in modalities.items()}
     for name, known in has.items():
         for part, index in of.items():
             if not len(index.intersection(known)):
@@ -253,6 +272,20 @@ def check_modalities(modalities: Mapping[str, Modality], parts: pd.DataFrame) ->
         raise SettingError(
             f"No training scan has two of the modalities {sizes}, so what they share cannot be learned. See that the same "
             "scans have the same ids in all of them."
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a modality.
+
+    Raises
+    ------
+    SettingError
+        For anything but letters, digits and _, and for the words that torch keeps to itself.
+    """
+    if not name.isidentifier() or hasattr(torch.nn.ModuleDict(), name):
+        raise SettingError(
+            f"A modality cannot be named '{name}'. Use letters, digits and _, and no word such as 'type'."
         )
 
 
@@ -274,6 +307,6 @@ def _index(modality: Modality) -> "pd.Index[Any]":
     return modality.scans.index if isinstance(modality, Volumes) else modality.index
 
 
-def _known(modality: Modality) -> "pd.Index[Any]":
+def known_scans(modality: Modality) -> "pd.Index[Any]":
     """Scans of which there is anything."""
     return modality.scans.index if isinstance(modality, Volumes) else modality.index[modality.notna().any(axis=1)]

@@ -1,7 +1,7 @@
 """Where a joint model starts: principal components of each modality, and what of them the modalities share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ SHARED_TRIED = (1, 2, 4, 8, 16)
 # Of a column's variance, at least this much is noise: no questionnaire is more reliable.
 TABLE_NOISE = 0.05
 N_AXIS_STEPS = 30
+MAX_AUTO_LATENT = 16
 BLOCK_BYTES = 4 * 2**20
 
 
@@ -110,14 +111,46 @@ def table_part(columns: Sequence[Column], linear: LinearPart) -> TablePart:
     )
 
 
+def sized(config: MultimodalConfig, counts: Sequence[int]) -> MultimodalConfig:
+    """Settings with a number of latents that the training scans can carry, where none is set.
+
+    Parameters
+    ----------
+    config : MultimodalConfig
+        With ``n_latent = 0``, half as many latents as the training scans of the modality of volumes that has the fewest, at
+        least 1, at least `n_shared` and at most 16; otherwise as set.
+    counts : Sequence[int]
+        Training scans of each modality of volumes.
+
+    Examples
+    --------
+    >>> sized(MultimodalConfig(), [40, 19]).n_latent
+    9
+    """
+    if config.n_latent:
+        return config
+    return replace(config, n_latent=max(1, config.n_shared, min(MAX_AUTO_LATENT, min(counts) // 2)))
+
+
+def check_size(name: str, n_train: int, config: MultimodalConfig) -> None:
+    """Refuse more latents than the training scans of a modality of volumes can give.
+
+    Raises
+    ------
+    SettingError
+        With the number of scans.
+    """
+    if max(config.n_latent, 1) >= n_train:
+        raise SettingError(
+            f"multimodal.n_latent is {config.n_latent or 'at least 1'} and must be smaller than the number of training scans of "
+            f"'{name}', {n_train}. Lower it, or bring more scans."
+        )
+
+
 def _pca(joined: Joined, name: str, rows: Rows, config: MultimodalConfig) -> VoxelPca:
     volumes, places = joined.volumes[name]
     own = places[rows][places[rows] >= 0]
-    if config.n_latent >= len(own):
-        raise SettingError(
-            f"multimodal.n_latent is {config.n_latent} and must be smaller than the number of training scans of '{name}', "
-            f"{len(own)}. Lower it, or bring more scans."
-        )
+    check_size(name, len(own), config)
     return voxel_pca(volumes, own, config.n_latent, seed=config.seed)
 
 
