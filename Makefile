@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: demo test test-slow quality calibrate river format clean
+.PHONY: demo test test-browser test-slow quality calibrate river format clean
 
 # Torch comes first and by its exact version, so that no later step may bring another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -21,6 +21,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Pages in a real browser; skipped where Chromium is not installed.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest tests/browser -m browser
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "(slow or real) and not calibration"
