@@ -14,6 +14,7 @@ import pandas as pd
 from nilatent.cohort import load_cohort
 from nilatent.config import RunConfig, read_config
 from nilatent.errors import LeakageError, SettingError
+from nilatent.further import MADE
 from nilatent.modalities import JOINT, modality_names, open_modalities
 from nilatent.multimodal import TISSUES, predict_modality
 from nilatent.pools import read_split
@@ -67,7 +68,7 @@ class Crossing:
     @property
     def positive(self) -> bool:
         """Whether the target cannot be negative: shares of tissue and T1 intensities cannot, a blood flow may."""
-        return not self.source or self.source in TISSUES
+        return self.source in ("", *MADE)
 
     def place(self, out: Path, scan: str, spacing_mm: float) -> Path:
         """Where the predicted image of a scan lies."""
@@ -78,7 +79,7 @@ class Crossing:
         out, subject = (out if label == subject else out / dataset), label
         folder = out.joinpath(*filter(None, (subject, session)), "anat")
         space = f"{'_'.join(filter(None, (subject, session)))}_space-{SPACE}_res-{number_label(spacing_mm)}"
-        tissue = "GM" if self.target == "gm" else self.source if self.source in TISSUES else ""
+        tissue = "GM" if self.target == "gm" else self.source if self.source in ("GM", *TISSUES) else ""
         suffix = re.sub(r"[^A-Za-z0-9]", "", self.source or "T1w")
         kind = f"label-{tissue}_desc-{self.description}Predicted_probseg" if tissue else f"desc-predicted_{suffix}"
         return folder / f"{space}_{kind}.nii.gz"

@@ -127,7 +127,13 @@ def analyses(pools: Pools) -> dict[str, Asked]:
         FUSION: Asked(
             lambda: _fusion(pools),
             study | {"fusion": config.fusion},
-            [*common, *(crossfit or ["model"]), *further],
+            # What the joint latents were made of is said by the study's own.
+            [
+                *common,
+                *(crossfit or ["model"]),
+                *further,
+                *([JOINT] if config.folds and modality_names(config) else []),
+            ],
         ),
     } | drawn(pools, crossfit)
 

@@ -20,6 +20,7 @@ from nilatent.head import Head, read_head
 from nilatent.latents import read_latents, write_latents
 from nilatent.lock import locked
 from nilatent.preprocess.config import RecipeConfig
+from nilatent.preprocess.gm import is_map
 from nilatent.preprocess.recipe import fingerprint, prepare
 from nilatent.provenance import atomic, seal
 from nilatent.training.checkpoint import ModelError, TrainedModel, load_model
@@ -140,7 +141,15 @@ def predict(
     # Before hours of preparation.
     head.check_model(model.content_hash)
     recipe = _recipe(model)
+    if recipe.within_subject and config.seen == "by scan":
+        raise SettingError(
+            "seen = 'by scan' compares values, and with recipe.within_subject those of a scan depend on the person's other "
+            "visits: a known scan would pass as new. Use 'refuse' or 'leave out'."
+        )
     cohort = read_cohort(sources, suffix=config.image, column_aliases=config.column_aliases)
+    if recipe.within_subject and all(is_map(Path(str(path))) for path in cohort.scans["path"]):
+        # Maps have no template of their subject; the check of the preparation says what that means.
+        recipe = replace(recipe, within_subject=False)
     with locked(out):
         prepared = prepare(cohort, out / "prepared", recipe, n_procs=n_procs)
         made = _made(prepared, cohort, recipe)

@@ -54,7 +54,7 @@ def check_modalities(images: Mapping[str, str]) -> None:
     """
     named: dict[str, str] = {}
     for name, wanted in images.items():
-        if not NAME.fullmatch(name) or name in TAKEN:
+        if not NAME.fullmatch(name) or name in TAKEN or name.endswith("_sha256"):
             raise SettingError(
                 f"A modality is named by letters, digits and _, first a letter, and not '{TAKEN[0]}'; got '{name}'."
             )
@@ -95,6 +95,8 @@ def read_further(source: Source, place: Path, images: Mapping[str, str]) -> Furt
     ``WM`` and ``CSF`` of a scan that is a tissue map is the map of that tissue beside it, named alike (``mwp2`` beside
     ``mwp1``). Under the names of :data:`MADE` nothing is looked for beside a raw scan, which the recipe makes them from.
     """
+    if not images:
+        return Further(source)
     scans = source.scans.rename(
         # A source's own variable of such a name is kept, and is no image of ours.
         columns={
@@ -193,7 +195,7 @@ def _by_scan(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path
         named = dict(ENTITY.findall(name.split(".")[0]))
         placed = dict(entity for part in parts[:-1] for entity in ENTITY.findall(part))
         # Other prefixes are those of tools that moved the image to a space nobody names.
-        if not name.startswith("sub-") or "derivatives" in parts:
+        if not name.startswith("sub-") or "sub" not in named or "derivatives" in parts:
             continue
         if any(named.get(entity, label) != label for entity, label in placed.items()):
             strays.append(path)

@@ -33,6 +33,11 @@ def image_columns(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table if str(name).startswith("image_") and f"{name}_sha256" in table]
 
 
+def image_files(table: pd.DataFrame) -> list[str]:
+    """The columns that say where images of further modalities lie and what their hashes are: files, not people."""
+    return [name for column in image_columns(table) for name in (column, f"{column}_sha256")]
+
+
 def read_tsv(path: Path) -> pd.DataFrame:
     """A TSV or CSV as text: byte-order mark, line ends, blank lines and encoding forgiven.
 

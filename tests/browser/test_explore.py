@@ -1,11 +1,13 @@
 """The explorer in a real browser: the right brain behind a point, and the decoder's own numbers behind a slider."""
 
+import io
 import re
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Response, expect
 from tests.browser.conftest import OpenPage
 from tests.explore.made import HOSTILE, SHAPE, Made, make
@@ -151,3 +153,34 @@ def test_a_narrow_window_needs_no_sideways_scrolling(open_page: OpenPage, addres
     ready(page)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     assert page.locator("#fault").is_hidden()
+
+
+def test_left_is_where_the_page_says(made: Made, page: Page) -> None:
+    """One scan is bright on its left (x < 0) alone."""
+    volumes, scan = made.study.pools.volumes, str(made.study.space.scans[4])
+    row = list(volumes.scans.index).index(scan)
+    before = volumes.data[row].copy()
+    x = volumes.grid.affine[0, 0] * np.arange(SHAPE[0]) + volumes.grid.affine[0, 3]
+    try:
+        volumes.data[row] = (volumes.mask & (x < 0)[:, None, None]).astype(before.dtype)
+        page.fill('[data-panel="a"] input.scan', scan)
+        page.press('[data-panel="a"] input.scan', "Enter")
+        page.wait_for_selector(f'[data-panel="a"][data-shown="{scan} scan"]')
+        found = []
+        for side in ("left", "right"):
+            page.select_option("#side", side)
+            page.wait_for_timeout(500)
+            found.append(axial_halves(picture(page, "a")))
+    finally:
+        volumes.data[row] = before
+    assert found[0][0] > 2 * found[0][1]
+    assert found[1][1] > 2 * found[1][0]
+
+
+def axial_halves(png: bytes) -> tuple[float, float]:
+    """Brightness of the left and of the right half of the axial slice, which stands below on the left."""
+    shot = np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=float)
+    height, width = shot.shape
+    axial = shot[height // 2 : int(0.92 * height), : width // 2]
+    middle = axial.shape[1] // 2
+    return float(axial[:, :middle].mean()), float(axial[:, middle:].mean())

@@ -1,5 +1,7 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 import typer
@@ -24,7 +26,15 @@ def opened(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     addresses: list[str] = []
     monkeypatch.setattr(room, "open_explored", lambda _: made.study)
     monkeypatch.setattr(Server, "serve_forever", interrupted)
-    monkeypatch.setattr(room.webbrowser, "open", addresses.append)
+
+    def opens(uri: str) -> None:
+        page = Path(unquote(urlparse(uri).path))
+        # The token stands in the page alone, in a folder that is the user's own, and not in the browser's arguments.
+        assert "token" not in uri
+        assert page.parent.stat().st_mode & 0o077 == 0
+        addresses.append(re.search(r"url=([^\"]+)", page.read_text())[1])
+
+    monkeypatch.setattr(room.webbrowser, "open", opens)
     return addresses
 
 

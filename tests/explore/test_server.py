@@ -287,3 +287,12 @@ def test_five_thousand_scans_are_a_short_list_and_come_one_by_one(rng: np.random
     drawer.close()
     # A mean of 5000 takes what a batch takes; all of them in single precision are 66 MB.
     assert peak < 10e6
+
+
+def test_every_slider_goes_to_its_ends(made: Made, ask: Asking) -> None:
+    sliders = json.loads(ask("GET", "/api/study")[1])["sliders"]
+    assert len(sliders) == len(made.study.slides)
+    for number, slider in enumerate(sliders):
+        for end in ("low", "high"):
+            status, _, _ = ask("POST", "/api/decode", {"scan": None, "moves": {str(number): slider[end]}})
+            assert status == 200, (slider["name"], end)

@@ -168,3 +168,15 @@ def test_maps_have_no_template(tmp_path):
     cohort = Cohort(pd.DataFrame([rows], index=pd.Index(["sub-1"], name="scan_id")))
     with pytest.raises(SettingError, match="all of these are maps"):
         prepare(cohort, tmp_path / "out", replace(CONFIG, name="auto"))
+
+
+def test_files_exchanged_between_sessions_are_moved_as_they_lie(visits, tmp_path):
+    def key(paths):
+        cohort = cohort_of(paths)
+        return recipe._subjects(recipe._jobs(cohort, tmp_path, CONFIG, None), cohort.scans["sha256"])[0].key
+
+    before = key(visits)
+    one, two = visits[0].read_bytes(), visits[1].read_bytes()
+    visits[0].write_bytes(two)
+    visits[1].write_bytes(one)
+    assert key(visits) != before

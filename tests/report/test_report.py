@@ -139,7 +139,10 @@ def test_policy_allows_our_own_scripts_only(page: Page) -> None:
 
 
 def test_no_machine_path_is_told(page: Page, built_run: Path) -> None:
-    assert "/home/" not in page.text
+    # In the text, and in what scripts read.
+    raw = (built_run / "report.html").read_text(encoding="utf-8")
+    assert "/home/someone" not in page.text + raw
+    assert "image_flair" not in raw
     assert "…/y.nii.gz" in page.text
     assert str(built_run) not in page.text
 

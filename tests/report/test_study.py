@@ -15,6 +15,9 @@ from nilatent.report import study
         ("C:\\Users\\me\\scan.nii is 4D", "…/scan.nii is 4D"),
         ("ratio 3/4 and https://doi.org/10.1/x", "ratio 3/4 and https://doi.org/10.1/x"),
         ("sub-01/anat/x.nii", "sub-01/anat/x.nii"),
+        ('exclude = "C:\\\\Users\\\\someone\\\\list.txt"', 'exclude = "…/list.txt"'),
+        ("start_from = '/home/Jane Doe/runs/model'", "start_from = '…/model'"),
+        ("at \\\\server\\share\\scan.nii is damaged", "at …/scan.nii is damaged"),
     ],
 )
 def test_folders_are_cut_off_paths_and_nothing_else(text: str, shown: str) -> None:

@@ -200,16 +200,16 @@ def damage(source: Path) -> dict[str, str]:
 
 def test_six_bad_scans_are_named_and_the_others_finish(source: Path, nilatent: Call, tmp_path: Path):
     expected = damage(source)
-    result = nilatent("run", source, tmp_path / "out", "--n-procs", "2")
+    result = nilatent("prepare", source, tmp_path / "out", "--spacing-mm", "6", "--n-procs", "2")
     assert result.returncode == 1, result.stderr
-    excluded = pd.read_csv(tmp_path / "out/prepared/excluded.tsv", sep="\t", dtype=str).set_index("scan_id")
+    excluded = pd.read_csv(tmp_path / "out/excluded.tsv", sep="\t", dtype=str).set_index("scan_id")
     assert set(excluded.index) == set(expected)
     for scan_id, word in expected.items():
         said = f"{excluded.at[scan_id, 'rule']} {excluded.at[scan_id, 'reason']}"
         assert word in said
         assert scan_id in said
         assert scan_id in result.stderr
-    assert len(pd.read_csv(tmp_path / "out/latents.tsv", sep="\t")) == 20
+    assert len(pd.read_csv(tmp_path / "out/scans.tsv", sep="\t")) == 20
 
 
 @pytest.mark.parametrize(

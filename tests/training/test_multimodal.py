@@ -456,8 +456,8 @@ def test_what_cannot_be_joined_is_refused(rng, tmp_path, case):
 def test_settings_out_of_range_are_refused(rng, tmp_path):
     for wrong in (
         {"experts": "all"},
-        {"n_latent": 0},
-        {"n_shared": 30},
+        {"n_latent": -1},
+        {"n_shared": 30, "n_latent": 16},
         {"dropout": 1.0},
         {"weights": {"gm": 0.0}},
         {"channels": (5,)},
@@ -518,3 +518,22 @@ def test_numbers_are_numbers_whatever_the_type_of_their_column(rng):
 def test_the_number_of_latents_follows_the_smallest_modality_unless_it_is_set(asked, counts, n_latent):
     assert sized(MultimodalConfig(n_latent=asked), counts).n_latent == n_latent
     assert sized(MultimodalConfig(n_latent=0, n_shared=12), counts).n_latent >= 12
+
+
+def test_a_category_tells_as_much_in_words_as_in_numbers(rng, tmp_path):
+    """One in five is F: an indicator of small variance is no noise."""
+    n_scans, female = 150, np.arange(150) % 5 == 0
+    causes = np.column_stack([1.5 * (female - 0.2) / 0.4, 2.0 * rng.standard_normal((n_scans, 2))])
+    gm = images(rng, "gm", causes)
+    part = np.repeat(["train", "validation", "test"], [90, 20, 40])
+    parts = pd.DataFrame({"subject_id": gm.scans["subject_id"], "part": part}, index=gm.scans.index)
+    test, truth = list(parts.index[part == "test"]), female[part == "test"]
+    chance = {}
+    for way, values in (("words", np.where(female, "F", "M")), ("numbers", female.astype(float))):
+        told = {"gm": gm, "people": pd.DataFrame({"sex": values}, index=gm.scans.index)}
+        model = train_multimodal(told, parts, QUICK, tmp_path / way)
+        found = pd.concat([x for _, x in predict_modality(model, {"gm": gm}, test, target="people")])
+        chance[way] = found["sex=F" if way == "words" else "sex"].to_numpy()
+    assert np.corrcoef(chance["words"], chance["numbers"])[0, 1] > 0.95
+    base = -(truth * np.log(0.2) + ~truth * np.log(0.8)).mean()
+    assert -(truth * np.log(chance["words"]) + ~truth * np.log(1 - chance["words"])).mean() < 0.7 * base

@@ -151,3 +151,46 @@ def test_rest_is_positive_definite_even_of_copies(rng):
     )
     assert isinstance(found, Sharing)
     assert np.linalg.eigvalsh(found.rest).min() > 0
+
+
+def test_cells_that_few_scans_have_together_still_give_a_model(rng):
+    """Correlations of pairs of columns contradict one another then, and no cohort has them."""
+    n_scans, cause = 60, rng.standard_normal((60, 1))
+    image = cause + 0.5 * rng.standard_normal((n_scans, 4))
+    table = cause + 0.4 * rng.standard_normal((n_scans, 8))
+    table[rng.random(table.shape) < 0.5] = np.nan
+    measured = [Measured(image, 0), Measured(table, 0)]
+    people = np.array([f"sub-{number}" for number in range(n_scans)])
+    choice = choose_sharing(measured, subject=people, candidates=[1], seed=0)
+    assert np.isfinite(choice.gain)
+    values = np.hstack([image, table])
+    found = fit_sharing(values, [slice(0, 4), slice(4, 12)], np.ones(12), tables=[False, True], n_shared=1, ridge=0.0)
+    assert np.linalg.eigvalsh(found.rest).min() > 0
+
+
+def test_a_modality_of_one_person_is_passed_over_or_refused(rng):
+    n_scans = 40
+    values = rng.standard_normal((n_scans, 3))
+    people = np.array([f"sub-{number // 2}" for number in range(n_scans)])
+    rare = np.full((n_scans, 2), np.nan)
+    rare[:2] = rng.standard_normal((2, 2))
+    measured = [Measured(values, 0), Measured(rare, 0)]
+    # Four folds of five leave the person in; the fifth has nobody to learn from.
+    assert choose_sharing(measured, subject=people, candidates=[1], seed=0).gain <= 0
+
+
+def test_what_is_told_of_a_column_is_not_taken_for_chance(rng):
+    """Half of a column is told by one of many values; shrunk as if all were chance, a third of that would go."""
+    n_scans, n_values = 120, 16
+    image = white(rng.standard_normal((n_scans, n_values)))
+    column = image[:, 0] + rng.standard_normal(n_scans)
+    column = (column - column.mean()) / column.std()
+    values, blocks = np.column_stack([image, column]), [slice(0, n_values), slice(n_values, n_values + 1)]
+    found = fit_sharing(values, blocks, np.ones(n_values + 1), tables=[False, True], n_shared=1, ridge=0.0)
+    told = found.loadings[:n_values] @ found.loadings[n_values]
+    share = np.square(values[:, :n_values].T @ column / n_scans).sum()
+    # What the column leaves untold scatters by chance: so much of it, and as a positive-part James-Stein factor.
+    by_chance = n_values / n_scans * (1 - share) / (1 - n_values / n_scans)
+    assert np.square(told).sum() == pytest.approx(share * (1 - by_chance / share) ** 2, rel=1e-3)
+    # All taken for chance, a quarter less would be left.
+    assert np.square(told).sum() > 1.25 * share * (1 - n_values / n_scans / share) ** 2

@@ -1,6 +1,7 @@
 """The explorer: a page on this machine that shows any scan of a run, what its model makes of it, and what its latents do."""
 
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,10 @@ def explore(run: Path, *, port: int = 0, open_browser: bool = True, say: Callabl
         ) from error
     say(f"{len(study.rows)} scans: {server.door.address}")
     say("The address is for you alone: it holds the token. End with Ctrl+C.")
+    # In a folder that nobody else can read: as an argument of the browser the token would be told to every user of the machine.
+    private = tempfile.TemporaryDirectory(prefix="nilatent-")
     if open_browser:
-        webbrowser.open(server.door.address)
+        webbrowser.open(_way(Path(private.name), server.door.address))
     try:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
@@ -52,4 +55,16 @@ def explore(run: Path, *, port: int = 0, open_browser: bool = True, say: Callabl
     finally:
         server.server_close()
         drawer.close()
+        private.cleanup()
         sys.stdout.flush()
+
+
+def _way(folder: Path, address: str) -> str:
+    """A page on disk that leads to the address; what the browser is told to open."""
+    page = folder / "explorer.html"
+    page.write_text(
+        '<!doctype html><meta charset="utf-8"><title>nilatent</title><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0;url={address}">',
+        encoding="utf-8",
+    )
+    return page.as_uri()

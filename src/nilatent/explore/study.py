@@ -12,15 +12,17 @@ import xarray as xr
 from nilatent.analysis.directions import Direction, fitted_directions
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import FindingError, SettingError
-from nilatent.finding import Finding, read_finding
+from nilatent.finding import Finding
 from nilatent.plots import projections
 from nilatent.pools import Pools, open_pools
+from nilatent.report.study import read_run
 from nilatent.spaces import head_size, study_space
+from nilatent.tables import image_files
 
 __all__ = ["Explored", "Slide", "explored", "open_explored"]
 
 NEEDED = ("study.toml", "prepared", "volumes", "split.tsv", "latents.nc", "model")
-HIDDEN = ("subject_id", "session_id", "source_id", "path", "sha256", "recipe")
+HIDDEN = ("subject_id", "session_id", "source_id", "path", "gm_path", "sha256", "recipe")
 """Columns that name a scan or its file; nothing to colour by."""
 REACH_SD, REACH_GROUP = 3.0, 2.0
 SAMPLED = 16
@@ -111,7 +113,7 @@ def open_explored(run: Path) -> Explored:
     Raises
     ------
     SettingError
-        When the folder is no run, or the run has no model or no latents yet.
+        When the folder is no run, the run has no model or no latents yet, or its latents are of another model.
     """
     run = Path(run)
     missing = [name for name in NEEDED if not (run / name).exists()]
@@ -120,8 +122,14 @@ def open_explored(run: Path) -> Explored:
         raise SettingError(
             f"{run} is {what}: it lacks {', '.join(missing)}. Name the folder that `nilatent run` filled, or run it first."
         )
+    known = read_run(run)
+    if (run / "latents.provenance.json").is_file() and "latents" not in known.records:
+        raise SettingError(
+            f"The latents of {run} are of another model or of other scans than it holds now. Run `nilatent run` again."
+        )
     pools = open_pools(run)
-    return explored(pools, study_space(pools), _projections(run))
+    # Maps of older latents are none of these.
+    return explored(pools, study_space(pools), known.findings["projections"] if known.done("projections") else None)
 
 
 def explored(pools: Pools, space: LatentSpace, found: Finding | None = None) -> Explored:
@@ -157,14 +165,6 @@ def explored(pools: Pools, space: LatentSpace, found: Finding | None = None) -> 
     )
 
 
-def _projections(run: Path) -> Finding | None:
-    """The maps that the run made; None where it made none, or of other scans."""
-    if not (run / "findings" / "projections" / "finding.json").is_file():
-        return None
-    found = read_finding(run / "findings" / "projections")
-    return None if found.not_run else found
-
-
 def _slide(one: Direction, training: pd.DataFrame) -> Slide:
     is_place = one.kind in ("latent", "component")
     reach = REACH_SD
@@ -176,7 +176,8 @@ def _slide(one: Direction, training: pd.DataFrame) -> Slide:
 
 
 def _scatter(pools: Pools, space: LatentSpace, directions: list[Direction], found: Finding | None) -> dict[str, Any]:
-    columns = pools.prepared.scans.drop(columns=list(HIDDEN), errors="ignore").loc[space.scans]
+    scans = pools.prepared.scans
+    columns = scans.drop(columns=[*HIDDEN, *image_files(scans)], errors="ignore").loc[space.scans]
     parts = pools.parts["part"].reindex(space.scans)
     first = [name for name in (pools.config.study.group, "dataset", "age", "sex") if name and name in columns]
     columns = columns[[*first, *(name for name in columns if name not in first)]].assign(part=parts)

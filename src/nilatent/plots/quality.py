@@ -22,6 +22,7 @@ COLUMN_NAMES = {
     ),
     "template_correlation": ("GM correlation", "Of the grey-matter map with the template's, at 4 mm"),
     "t1_correlation": ("T1 correlation", "Of the aligned brain with the template's"),
+    "subject_correlation": ("own correlation", "Of the brain with the average of the same person's other scans"),
     "mask_dice": ("mask Dice", "Overlap of the aligned brain mask with the template's"),
     "outside_fraction": ("GM outside brain", "Share of the grey matter outside the template's brain mask"),
     "aligned_size": ("aligned size", "Volume of the brain mask after alignment by the template's; 1 when they agree"),

@@ -224,6 +224,7 @@ def _check_one_kind(
     for what, of in (
         ("tissues", [kind.tissue for kind in kinds.values()]),
         ("units", [kind.units for kind in kinds.values()]),
+        ("spaces", [kind.space for kind in kinds.values()]),
     ):
         found: dict[str, list[str]] = {}
         for scan, word in zip(kinds, of, strict=True):
@@ -237,6 +238,11 @@ def _check_one_kind(
                 "difference. Give images of one kind."
             )
     if not any(kind.tissue for kind in kinds.values()):
+        if own and kinds:
+            raise CohortError(
+                f"{len(kinds)} scans have an image of the modality '{modality.name}' of their own (such as {next(iter(kinds))}), "
+                f"and {len(own)} take what the recipe makes. A model would learn that difference. Give it for all, or for none."
+            )
         return
     here = "all" if modality.config.modulation else "none"
     gm.check_alike({scan: gm.modulation(path) for scan, path in paths.items()} | dict.fromkeys(own, here))

@@ -206,7 +206,9 @@ def _subjects(jobs: list[Job], sha256: pd.Series) -> list[within.SubjectJob]:
         if len(mine) < within.MIN_VISITS:
             continue
         normalisation, hashes = mine[0].config.normalisation, [str(sha256[job.scan_id]) for job in mine]
-        key = hash_values(["within", sorted(hashes), normalisation, RECIPE_VERSION, engines("t1")])
+        # By scan too: exchange two files, or rename a session, and the movements that are kept by scan are another's.
+        images = sorted((job.scan_id, digest) for job, digest in zip(mine, hashes, strict=True))
+        key = hash_values(["within", images, normalisation, RECIPE_VERSION, engines("t1")])
         named = tuple(
             within.Visit(job.scan_id, job.path, digest, job.source) for job, digest in zip(mine, hashes, strict=True)
         )

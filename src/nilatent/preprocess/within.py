@@ -278,7 +278,7 @@ def _brains(visits: Sequence[Visit]) -> tuple[dict[str, t1.Brain], dict[str, dic
         try:
             brains[visit.scan_id] = t1.find_brain(load_scan(visit.path), path=visit.path)
         except ScanError as error:
-            failed[visit.scan_id] = {"rule": error.rule, "reason": str(error)}
+            failed[visit.scan_id] = {"rule": error.rule, "reason": str(error).replace(str(visit.path), visit.source)}
     return brains, failed
 
 

@@ -16,6 +16,7 @@ from nilatent.report import methods, page, people, study
 from nilatent.report.sections import SECTIONS, Drawing, FindingSection
 from nilatent.report.subjects import build_subjects
 from nilatent.report.viewer import RegionMap, ScanViewer, region_map, scan_viewer, words
+from nilatent.tables import image_files
 from nilatent.viewed import Viewed, read_viewed
 from nilatent.volumes import Grid, template
 
@@ -206,7 +207,7 @@ def _background() -> nib.Nifti1Image:
 
 def _scatter_columns(run: study.Run) -> pd.DataFrame:
     """Columns a scatter may be coloured by: the group first, then the rest of the cohort and the part of the split."""
-    hidden = ["subject_id", "session_id", "source_id", "path", "sha256"]
+    hidden = ["subject_id", "session_id", "source_id", "path", "gm_path", "sha256", *image_files(run.cohort.scans)]
     columns = run.cohort.scans.drop(columns=hidden, errors="ignore")
     if not run.parts.empty:
         columns = columns.join(run.parts.set_index("scan_id")["part"], how="left")

@@ -170,7 +170,10 @@ def common_rows(first: Finding, second: Finding, names: Mapping[str, tuple[str, 
         for name in columns
         if not name.startswith("n_") and all(_is_number(found.table[name]) for found in (first, second))
     ]
-    keys = _keys(first.table, second.table, [name for name in columns if name not in numeric])
+    text = [name for name in columns if name not in numeric and not name.startswith("n_")]
+    keys = _keys(first.table, second.table, text)
+    if any(_is_number(first.table[key]) != _is_number(second.table[key]) for key in keys):
+        return None
     values = [name for name in numeric if name not in ("rank", "label")][:N_VALUES]
     if not keys or not values:
         return None

@@ -71,7 +71,10 @@ def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
     for names, members in scans.groupby(by, dropna=False, sort=True):
         persons = members.drop_duplicates("subject_id")
         age = members["age"].dropna() if "age" in members else pd.Series(dtype=float)
-        sex = persons["sex"] if "sex" in persons else pd.Series(float("nan"), persons.index)
+        # Known of a person as soon as one of the scans says it.
+        sex = (
+            members.groupby("subject_id")["sex"].first() if "sex" in members else pd.Series(float("nan"), persons.index)
+        )
         row: dict[str, object] = dict(zip(by, names, strict=True))
         row |= {"n_scans": len(members), "n_subjects": len(persons)}
         row["age"] = (
@@ -98,5 +101,7 @@ def site_table(scans: pd.DataFrame, *, site: str, group: str) -> pd.DataFrame:
         counted = sites.value_counts(sort=False).sort_index().rename("scans").to_frame()
     else:
         groups = scans[group].astype(object).where(scans[group].notna(), page.MISSING).astype(str)
-        counted = pd.crosstab(sites, groups).assign(**{"all": sites.value_counts()})
-    return counted.rename_axis(index=site, columns=None).reset_index()
+        counted = pd.crosstab(sites, groups).rename(columns={"all": "all (level)"})
+        counted = counted.assign(**{"all": sites.value_counts()})
+    counted.insert(0, site if site not in counted else f"{site} (site)", counted.index)
+    return counted.rename_axis(columns=None).reset_index(drop=True)

@@ -37,7 +37,9 @@ REGION_NAMES = {
 OUTDATED = "it was made from scans or a model that have changed since; run the study again"
 
 # Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine.
-_PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:[\\/]|/)(?:[^\s'\"<>|:,;()\\/]+[\\/])+")
+_PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:[\\/]+|\\{2,}|/)(?:[^\s'\"<>|:,;()\\/]+[\\/]+)+")
+# Between quotes a folder's name may hold blanks.
+_QUOTED = re.compile(r"""(["'])(?:[A-Za-z]:[\\/]+|\\{2,}|/)(?:[^"'\n\\/]+[\\/]+)*([^"'\n\\/]*)(?=\1)""")
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +191,7 @@ def _stage(path: Path, folder: Path) -> str:
 
 def without_paths(text: str) -> str:
     """The text with the folders of this machine cut off every path, so that a shared page tells none of them."""
-    return _PATH.sub("…/", text)
+    return _PATH.sub("…/", _QUOTED.sub(r"\1…/\2", text))
 
 
 def count(n: int, noun: str) -> str:

@@ -31,7 +31,9 @@ ALONE = (
 )
 TOGETHER = (
     "Visits of raw scans were prepared through a template of their subject, so that all of a subject have one transform and one "
-    "brain mask; what differs in position or scanner between two visits still looks like change."
+    "brain mask; what differs in position or scanner between two visits still looks like change. The first visit so has seen the "
+    "later ones: forecasts from it and repeatability look better than those of a person who comes once. Subjects with one visit "
+    "were prepared by themselves, so that their level may differ for that alone."
 )
 # Subjects seen twice, per group, below which the reader is told what so few can say.
 SMALL_GROUP = 20

@@ -20,6 +20,8 @@ N_STEPS = 30
 SMALLEST = 0.02
 # Share of the correlations within a modality that is not believed.
 SHRINKAGE = 0.1
+# So far above what chance would tell of a column must be what is believed to be more.
+N_STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def fit_sharing(
     believed = np.ones(len(between))
     for block in blocks:
         own = between[block, block]
-        within[block, block] = (1.0 - SHRINKAGE) * own + SHRINKAGE * np.eye(len(own))
+        within[block, block] = _possible((1.0 - SHRINKAGE) * own + SHRINKAGE * np.eye(len(own)))
         between[block, block] = 0.0
         variance = np.square(scale[block])
         believed[block] = np.sqrt(variance / (variance + ridge * variance.mean()))
@@ -114,12 +116,17 @@ def fit_sharing(
 
 def _shrink(between: Array, believed: Array, values: Array, blocks: Blocks, tables: Sequence[bool]) -> None:
     """Shrink the correlations of every column of a table, in place, by the share of their squares that chance would give."""
-    known = np.isfinite(values)
+    known, raw = np.isfinite(values), correlations(values)
     columns = [block for block, is_table in zip(blocks, tables, strict=True) if is_table]
     for table, other in ((one, other) for one in columns for other in blocks if other != one):
         # Values that have nothing to do with one another correlate with a variance of one over the number of scans.
         number = np.maximum(known[:, table].T.astype(float) @ known[:, other], 1.0)
         chance = (np.outer(believed[table], believed[other]) ** 2 / number).sum(axis=1)
+        # What is told of a column does not scatter by chance; believed where chance alone would hardly tell so much.
+        told, share = np.square(raw[table, other]).sum(axis=1), (1.0 / number).sum(axis=1)
+        sure = told > share + N_STANDARD_ERRORS * np.sqrt(2.0 * np.square(1.0 / number).sum(axis=1))
+        left = np.clip((1.0 - told) / np.maximum(1.0 - share, SMALLEST), 0.0, 1.0)
+        chance *= np.where(sure & (share < 1.0), left, 1.0)
         found = np.square(between[table, other]).sum(axis=1)
         factor = np.maximum(1.0 - chance / np.maximum(found, 1e-300), 0.0)
         between[table, other] *= factor[:, None]
@@ -237,12 +244,16 @@ def choose_sharing(
     gains: dict[tuple[int, float], list[float]] = {}
     tables = [not one.n_components for one in modalities]
     for out in (fold == number for number in np.unique(fold)):
+        if any(np.isfinite(one.values[~out]).any(axis=1).sum() < 2 for one in modalities):
+            continue  # Of a modality of which nobody is left nothing is learned.
         values, blocks, scale, left = side_by_side(modalities, ~out)
         for n_shared, ridge in product(candidates, RIDGES):
             fitted = fit_sharing(values[~out], blocks, scale, tables=tables, n_shared=n_shared, ridge=ridge)
             gain = explained(values[out], blocks, fitted, scale, left[out])
             gains.setdefault((n_shared, ridge), []).append(gain)
     told = {one: float(np.nanmean(found)) if np.isfinite(found).any() else 0.0 for one, found in gains.items()}
+    if not told:
+        raise SettingError("A modality is known of too few training subjects to learn what it shares. Leave it out.")
     best = max(told, key=lambda one: (told[one], -one[0], one[1]))
     if told[best] <= 0:
         best = (min(candidates), max(RIDGES))
@@ -275,6 +286,16 @@ def explained(values: Array, blocks: Blocks, sharing: Sharing, scale: Array, lef
         around = np.nansum(told**2) + np.nansum(left[judged, place])
         shares.append(float((np.nansum(told**2) - np.nansum((told - guess) ** 2)) / max(around, 1e-300)))
     return float(np.mean(shares)) if shares else float("nan")
+
+
+def _possible(correlated: Array) -> Array:
+    """The nearest like it that is positive definite: of cells that few scans have together, correlations contradict."""
+    size, axes = np.linalg.eigh((correlated + correlated.T) / 2)
+    if not len(size) or size[0] >= SMALLEST:
+        return correlated
+    kept = axes * np.maximum(size, SMALLEST) @ axes.T
+    ratio = np.sqrt(np.diagonal(correlated) / np.diagonal(kept))
+    return np.asarray(ratio[:, None] * kept * ratio)
 
 
 def _axes(matrix: Array, n_axes: int) -> Array:

@@ -85,7 +85,7 @@ def start(
     linear = {
         name: _image_part(pcas[name], sharing, block)
         if name in pcas
-        else _table_part(sharing, block, n_private=config.n_table_private)
+        else _table_part(sharing, block, scale[block], n_private=config.n_table_private)
         for name, block in zip(joined.names, blocks, strict=True)
     }
     linear = _turned(linear)
@@ -166,7 +166,9 @@ def _values(joined: Joined, pcas: Mapping[str, VoxelPca], rows: Rows) -> tuple[A
         else:
             cells = joined.cells[name][rows].astype(np.float64)
             own = np.where(cells[:, 1] > 0, cells[:, 0], np.nan)
-            sd = np.ones(own.shape[1])
+            # An indicator of a category is no number of unit variance.
+            sd = np.sqrt(np.nanmean(np.square(own), axis=0))
+            own = own / sd
         found.append(own)
         scales.append(sd)
     return np.concatenate(found, axis=1), np.concatenate(scales)
@@ -212,7 +214,7 @@ def _image_part(pca: VoxelPca, sharing: Sharing, block: slice) -> LinearPart:
     )
 
 
-def _table_part(sharing: Sharing, block: slice, *, n_private: int) -> LinearPart:
+def _table_part(sharing: Sharing, block: slice, scale: Array, *, n_private: int) -> LinearPart:
     """Loadings of the columns, by principal axes: what pairs of columns have in common, and noise for each column."""
     rest = sharing.rest[block, block]
     n_private = min(n_private, max(len(rest) - 1, 0))
@@ -225,9 +227,9 @@ def _table_part(sharing: Sharing, block: slice, *, n_private: int) -> LinearPart
         noise = np.maximum(np.diagonal(rest) - np.square(private).sum(axis=1), TABLE_NOISE)
     return LinearPart(
         mean=torch.zeros(len(rest), dtype=torch.float64),
-        shared=torch.from_numpy(sharing.loadings[block].T.copy()),
-        private=torch.from_numpy(private.T.copy()),
-        noise=torch.from_numpy(noise.copy()),
+        shared=torch.from_numpy((scale[:, None] * sharing.loadings[block]).T.copy()),
+        private=torch.from_numpy((scale[:, None] * private).T.copy()),
+        noise=torch.from_numpy(np.square(scale) * noise),
     )
 
 
