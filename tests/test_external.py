@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from nilatent import external as verb
 from nilatent.analysis.prediction.targets import Target
 from nilatent.crossfit import errors_of
 from nilatent.encode import encode
@@ -166,6 +167,17 @@ def test_scans_of_another_kind_are_refused_unless_that_is_wanted(arguments: tupl
         predict(*arguments, [new], tmp_path / "out")
     allowed = predict(*arguments, [new], tmp_path / "out", config=PredictConfig(allow_other_preparation=True))
     assert "made otherwise" in " ".join(allowed.finding.caveats)
+
+
+def test_within_subjects_scans_are_not_compared_and_maps_are_taken_without(
+    arguments: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan's values depend on the person's other visits then, so that a known scan would pass as new."""
+    monkeypatch.setattr(verb, "_recipe", lambda _: replace(RECIPE, name="auto", within_subject=True))
+    new = source(tmp_path / "new", np.arange(4) % 2 == 0, seed=3, first=70)
+    with pytest.raises(SettingError, match="would pass as new"):
+        predict(*arguments, [new], tmp_path / "out", config=PredictConfig(seen="by scan"))
+    assert len(predict(*arguments, [new], tmp_path / "out").predictions) == 4
 
 
 def test_an_unknown_word_is_refused() -> None:

@@ -1,6 +1,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -12,6 +13,7 @@ from nilatent import explore as room
 from nilatent.cli.explore import explore as command
 from nilatent.errors import SettingError
 from nilatent.explore import explore
+from nilatent.explore import study as look
 from nilatent.explore.server import Server
 from nilatent.explore.study import NEEDED
 
@@ -45,6 +47,14 @@ def test_a_folder_that_is_no_run_or_has_no_model_is_refused_in_words(tmp_path: P
     with pytest.raises(
         SettingError, match=f"{'no run' if missing == 'study.toml' else 'without a trained model'}.*{missing}"
     ):
+        explore(tmp_path)
+
+
+def test_latents_of_another_model_are_not_drawn_by_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*NEEDED, "latents.provenance.json"):
+        (tmp_path / name).mkdir() if name != "latents.provenance.json" else (tmp_path / name).touch()
+    monkeypatch.setattr(look, "read_run", lambda _: SimpleNamespace(records={"model": {}}))
+    with pytest.raises(SettingError, match="of another model or of other scans"):
         explore(tmp_path)
 
 
