@@ -278,6 +278,13 @@ def test_select_keeps_the_subjects_named_and_their_exclusions():
             select(cohort, [label])
 
 
+@pytest.mark.parametrize("labels", [(), ("001",)])
+def test_select_lists_exclusions_where_no_scan_has_a_session(labels):
+    failure = {"scan_id": "sub-001", "stage": "read", "rule": "nan", "reason": "Look."}
+    chosen = select(exclude(made(3), [failure]), labels)
+    assert list(chosen.excluded["scan_id"]) == ["sub-001"]
+
+
 def test_select_keeps_the_sessions_named_and_names_the_nearest_of_an_unknown_label():
     failure = {"scan_id": "sub-001_ses-1", "stage": "read", "rule": "nan", "reason": "Look."}
     cohort = exclude(made(3, n_sessions=2), [failure])

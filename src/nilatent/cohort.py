@@ -260,7 +260,8 @@ def select(cohort: Cohort, subjects: Sequence[str] = (), *, sessions: Sequence[s
         When a label names no subject or session (the nearest are offered), or no scan is of both.
     """
     parted = cohort.excluded["scan_id"].astype(str).str.split("_ses-", n=1)
-    owners, rest = parted.str[0], ("ses-" + parted.str[1]).fillna("")
+    # Where none of them has a session, pandas makes numbers of what is missing.
+    owners, rest = parted.str[0], parted.str[1].map("ses-{}".format, na_action="ignore").fillna("").astype(str)
     own = _named(subjects, {*cohort.scans["subject_id"], *owners}, "subject", "sub-")
     at = _named(sessions, {*cohort.scans["session_id"], *rest} - {""}, "session", "ses-")
     scans = cohort.scans
