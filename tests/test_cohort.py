@@ -280,9 +280,9 @@ def test_select_keeps_the_subjects_named_and_their_exclusions():
 
 @pytest.mark.parametrize("labels", [(), ("001",)])
 def test_select_lists_exclusions_where_no_scan_has_a_session(labels):
-    failure = {"scan_id": "sub-001", "stage": "read", "rule": "nan", "reason": "Look."}
-    chosen = select(exclude(made(3), [failure]), labels)
-    assert list(chosen.excluded["scan_id"]) == ["sub-001"]
+    gone = {"scan_id": "sub-001", "path": "", "stage": "read", "rule": "absent image", "reason": "Add."}
+    cohort = dataclasses.replace(made(3), excluded=pd.DataFrame([gone]))
+    assert list(select(cohort, labels).excluded["scan_id"]) == ["sub-001"]
 
 
 def test_select_keeps_the_sessions_named_and_names_the_nearest_of_an_unknown_label():
