@@ -259,9 +259,11 @@ def select(cohort: Cohort, subjects: Sequence[str] = (), *, sessions: Sequence[s
     CohortError
         When a label names no subject or session (the nearest are offered), or no scan is of both.
     """
-    parted = cohort.excluded["scan_id"].astype(str).str.split("_ses-", n=1)
-    # Where none of them has a session, pandas makes numbers of what is missing.
-    owners, rest = parted.str[0], parted.str[1].map("ses-{}".format, na_action="ignore").fillna("").astype(str)
+    parted = [str(scan).partition("_ses-") for scan in cohort.excluded["scan_id"]]
+    owners, rest = (
+        pd.Series(words, index=cohort.excluded.index, dtype=str)
+        for words in ([owner for owner, _, _ in parted], [f"ses-{label}" if label else "" for _, _, label in parted])
+    )
     own = _named(subjects, {*cohort.scans["subject_id"], *owners}, "subject", "sub-")
     at = _named(sessions, {*cohort.scans["session_id"], *rest} - {""}, "session", "ses-")
     scans = cohort.scans
