@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from nilatent.cohort import Cohort
 from nilatent.errors import CohortError, SettingError
-from nilatent.preprocess import bids, companion, derivative, resampling, warping, workers
+from nilatent.preprocess import beside, bids, companion, derivative, resampling, warping, workers
 from nilatent.preprocess.beside import mask_of, prepare_beside
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.coregistration import Coregistration
@@ -261,6 +262,15 @@ def test_maps_made_in_two_ways_are_not_mixed(tmp_path):
     rows["sub-2"] = tissue(tmp_path, "mwp3sub-2.nii.gz", white * 0.9, "sub-2")
     with pytest.raises(CohortError, match="different tissues"):
         prepare_beside(*cohorts(rows, recipe="gm"), "x", "maps", tmp_path / "x", CONFIG)
+
+
+def test_raw_warped_and_our_own_images_are_not_one_modality():
+    named = SimpleNamespace(name="x", column="image_x")
+    kinds = {f"sub-{n}": beside._Kind(tissue="", units="", space=space) for n, space in enumerate(("raw", "template"))}
+    with pytest.raises(CohortError, match="different spaces"):
+        beside._check_one_kind(named, pd.DataFrame(), kinds, {})
+    with pytest.raises(CohortError, match="take what the recipe makes"):
+        beside._check_one_kind(named, pd.DataFrame(), {"sub-0": kinds["sub-0"]}, {"sub-9": (Path("own"), "")})
 
 
 def test_an_image_in_template_space_stays_where_it_is(tmp_path, rng):

@@ -11,7 +11,8 @@ def test_cohort_table_counts_persons_once() -> None:
             "dataset": "x",
             "dx": ["p", "p", "p", np.nan],
             "age": [20.0, 22.0, 30.0, np.nan],
-            "sex": ["F", "F", "M", np.nan],
+            # Known of the first person at the second visit alone.
+            "sex": [np.nan, "F", "M", np.nan],
         }
     )
     patients, rest = people.cohort_table(scans, group="dx").to_dict("records")
