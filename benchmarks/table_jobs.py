@@ -1,5 +1,6 @@
 """The jobs of `table.py`: ours, and the named peers that do the same."""
 
+import argparse
 import subprocess
 import sys
 import tempfile
