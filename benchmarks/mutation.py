@@ -1,18 +1,18 @@
-"""Whether the tests notice a wrong formula: seeded mutants of the statistics, each against the tests that run its line.
+"""Whether the tests notice a wrong formula: seeded mutants of the statistics, each against the tests of its file.
 
     python benchmarks/mutation.py FOLDER --n-mutants 300 --seed 0
     python benchmarks/mutation.py FOLDER --table
 
-FOLDER gets a clone of the last commit (`tree`), the tests that run each line (`contexts.json`), the mutants in random
-order (`mutants.tsv`) and one row per mutant that was tried (`rows.tsv`). A run that was stopped goes on. Because the
-order is random, the first part of the rows is a fair sample of all. Each mutant is tried in a process of its own, forked
-after the libraries are loaded; it stops at the first red test.
+FOLDER gets a clone of the last commit (`tree`), the mutants in random order (`mutants.tsv`) and one row per mutant that
+was tried (`rows.tsv`). A run that was stopped goes on. Because the order is random, the first part of the rows is a fair
+sample of all. Each mutant is tried in a process of its own, forked after the libraries are loaded. Tests of the file's
+own name come first, then those that import it, then those of the files that import it; the first red one stops it.
 """
 
 import argparse
 import ast
 import difflib
-import json
+import importlib
 import os
 import random
 import resource
@@ -26,7 +26,14 @@ from pathlib import Path
 
 MUTATED = ("src/nilatent/models/losses.py", "src/nilatent/analysis", "src/nilatent/training/diagnostics.py")
 TESTS = ("tests/analysis", "tests/models", *(f"tests/training/test_{name}.py" for name in ("diagnostics", "judge")))
-LIBRARIES = ("pytest", "coverage", "torch", "numpy", "pandas", "xarray", "nibabel", "sklearn", "scipy.stats")
+LIBRARIES = (
+    "pytest", "torch", "lightning_fabric", "numpy", "pandas", "xarray", "h5netcdf", "nibabel", "nilearn.image",
+    "nilearn.datasets", "sklearn.svm", "sklearn.ensemble", "sklearn.manifold", "sklearn.linear_model", "scipy.stats",
+    "scipy.optimize",
+)  # fmt: skip
+# Nouns, which no mutated file is part of.
+UNTOUCHED = ("nilatent.latents", "nilatent.atlas", "nilatent.volumes", "nilatent.finding", "nilatent.cohort")
+BROKEN = 70
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
     ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.Is: (ast.IsNot,),
@@ -63,7 +70,7 @@ class Row:
     file: str
     line: int
     operator: str
-    outcome: str  # killed, survived, timeout, not covered, error
+    outcome: str  # killed, survived, timeout, error
     processor_seconds: float
     n_tests: int
     by: str
@@ -196,36 +203,28 @@ def draw(tree: Path, n_mutants: int, seed: int) -> list[Mutant]:
 
 
 class Watched:
-    """A pytest plugin: keeps the tests asked for, in that order, and notes durations, failures and who runs which line."""
+    """A pytest plugin that counts tests, notes the red ones, and starts none when too little time is left for it."""
 
-    def __init__(self, wanted: list[str] | None, coverage: object = None) -> None:
-        self.wanted = None if wanted is None else {name: place for place, name in enumerate(wanted)}
-        self.coverage = coverage
-        self.seconds: dict[str, float] = {}
-        self.failed: list[str] = []
-        self.began = 0.0
-
-    def pytest_collection_modifyitems(self, items: list) -> None:
-        """Only the tests asked for, in their order."""
-        if self.wanted is not None:
-            items[:] = sorted((i for i in items if i.nodeid in self.wanted), key=lambda i: self.wanted[i.nodeid])
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Lines run from here on belong to this test."""
-        self.began = time.process_time()
-        if self.coverage is not None:
-            self.coverage.switch_context(nodeid)
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.red: list[str] = []
+        self.n_tests = 0
 
     def pytest_runtest_logreport(self, report: object) -> None:
-        """Processor seconds so far, fixtures included, and whether it is red."""
-        self.seconds[report.nodeid] = time.process_time() - self.began
+        """A test is red when any part of it is."""
+        self.n_tests += report.when == "call"
         if report.failed:
-            self.failed.append(report.nodeid)
+            self.red.append(report.nodeid)
+
+    def pytest_runtest_protocol(self, item: object) -> None:
+        """What is left undone then counts as green: the mutant has survived what there was time for."""
+        if time.process_time() > self.seconds:
+            item.session.shouldstop = "no time left"
 
     def pytest_collectreport(self, report: object) -> None:
         """A file of tests that cannot be imported is red."""
         if report.failed:
-            self.failed.append(f"{report.nodeid} (import)")
+            self.red.append(f"{report.nodeid} (import)")
 
 
 def enter(tree: Path) -> None:
@@ -239,70 +238,65 @@ def enter(tree: Path) -> None:
         raise SystemExit(f"nilatent came from {nilatent.__file__}, not from {tree}.")
 
 
-def call_pytest(files: list[str], plugin: Watched, *more: str) -> int:
-    """The exit status of pytest on some files."""
+def dotted(file: str) -> str:
+    """The module of a file under src."""
+    return file.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported(text: str) -> set[str]:
+    """Modules that a source imports, and what it takes from them, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_tests(tree: Path) -> dict[str, list[str]]:
+    """The test files of each mutated file, the nearest first."""
+    tests = [path for entry in TESTS for path in (sorted((tree / entry).glob("test_*.py")) or [tree / entry])]
+    takes = {str(path.relative_to(tree)): imported(path.read_text()) for path in tests}
+    sources = {str(path.relative_to(tree)): imported(path.read_text()) for path in (tree / "src").rglob("*.py")}
+    files = [path for entry in MUTATED for path in (sorted((tree / entry).rglob("*.py")) or [tree / entry])]
+    found = {}
+    for path in files:
+        file = str(path.relative_to(tree))
+        module = dotted(file)
+        stem = module.removeprefix("nilatent.analysis.").replace(".", "_").split("nilatent_")[-1]
+        users = {dotted(other) for other, names in sources.items() if module in names}
+        near = [test for test in takes if Path(test).stem == f"test_{stem}"]
+        near += [test for test, names in takes.items() if module in names]
+        near += [test for test in takes if Path(test).stem.startswith(f"test_{stem.split('_')[0]}")]
+        near += [test for test, names in takes.items() if users & names]
+        found[file] = list(dict.fromkeys(near))
+    return found
+
+
+def in_child(tests: list[str], answer: Path, limit: float) -> int:
+    """Exit status of pytest on these files in a forked process group; -1 for one that ran out of processor time."""
     import pytest
 
-    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:cov", "-p", "no:xdist")
-    return int(pytest.main([*files, *quiet, *more], plugins=[plugin]))
-
-
-def record(tree: Path, target: Path) -> None:
-    """Which tests run each line, and how long each takes; in the clone as it is, where every test should be green."""
-    import coverage
-
-    kept = str(target.with_suffix(".coverage"))
-    measured = coverage.Coverage(data_file=kept, config_file=False, source_pkgs=["nilatent"])
-    measured.start()
-    enter(tree)
-    plugin = Watched(None, measured)
-    call_pytest(list(TESTS), plugin)
-    measured.stop()
-    data = measured.get_data()
-    lines: dict[str, dict[str, list[str]]] = {}
-    for path in data.measured_files():
-        by_line = {str(line): sorted(filter(None, tests)) for line, tests in data.contexts_by_lineno(path).items()}
-        lines[str(Path(path).relative_to(tree))] = {line: tests for line, tests in by_line.items() if tests}
-    written = {"seconds": plugin.seconds, "red": plugin.failed, "lines": lines}
-    target.with_suffix(".part").write_text(json.dumps(written))
-    target.with_suffix(".part").rename(target)
-
-
-def covering(mutant: Mutant, contexts: dict, budget: float) -> list[str]:
-    """Green tests that run the mutant's line, quickest first; for a line run at import, those that run the file.
-
-    A fixture that tests share is noted for the first of them alone, so the other tests of that file come behind it.
-    """
-    lines = contexts["lines"].get(mutant.file, {})
-    direct = lines.get(str(mutant.line)) or sorted({test for tests in lines.values() for test in tests})
-    files = {test.split("::")[0] for test in direct}
-    beside = [test for test in contexts["seconds"] if test.split("::")[0] in files and test not in set(direct)]
-    chosen: list[str] = []
-    for group in (direct, beside):
-        for test in sorted(set(group) - set(contexts["red"]), key=contexts["seconds"].__getitem__):
-            budget -= contexts["seconds"][test]
-            if budget < 0 and chosen:
-                return chosen
-            chosen.append(test)
-    return chosen
-
-
-def in_child(tree: Path, tests: list[str], answer: Path, limit: float) -> int:
-    """Exit status of pytest on these tests in a forked process group; -1 for one that ran out of time."""
     child = os.fork()
     if child == 0:
         os.setpgrp()
         resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 1))
-        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         quiet = os.open(answer.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        enter(tree)
-        plugin = Watched(tests)
-        status = call_pytest(sorted({test.split("::")[0] for test in tests}), plugin, "-x")
-        answer.write_text("\n".join(plugin.failed))
-        os._exit(status)
-    ends = time.monotonic() + 5 * limit
+        plugin = Watched(0.7 * limit + time.process_time())
+        alone = [word for name in ("cacheprovider", "randomly", "cov", "xdist") for word in ("-p", f"no:{name}")]
+        status: int = BROKEN
+        try:
+            status = pytest.main([*tests, "-x", "-q", *alone], plugins=[plugin])
+            if not plugin.red and status == pytest.ExitCode.INTERRUPTED:
+                status = pytest.ExitCode.OK
+            answer.write_text("\n".join([str(plugin.n_tests), *plugin.red]))
+        finally:  # whatever happened, the child does not go on with the work of its parent
+            os._exit(status)
+    # Only for what sleeps: on a busy machine, wall time says nothing.
+    ends = time.monotonic() + 60 * limit
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -310,35 +304,36 @@ def in_child(tree: Path, tests: list[str], answer: Path, limit: float) -> int:
         if time.monotonic() > ends:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return -1
+            return BROKEN
         time.sleep(0.1)
 
 
-def judge(number: int, mutant: Mutant, tree: Path, contexts: dict, limit: float) -> Row:
+def judge(number: int, mutant: Mutant, tree: Path, tests: list[str], limit: float) -> Row:
     """Try one mutant: write it, run its tests, put the file back."""
     path, answer = tree / mutant.file, tree.parent / "answer"
     source, times = path.read_bytes(), path.stat()
     text = mutant.apply(source)
     lines = difflib.unified_diff(source.decode().splitlines(), text.decode().splitlines(), lineterm="", n=0)
     diff = " ".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
-    tests = covering(mutant, contexts, 0.8 * limit)
-    about = (number, mutant.file, mutant.line, mutant.operator)
-    if not tests:
-        return Row(*about, "not covered", 0.0, 0, "", diff)
     answer.unlink(missing_ok=True)
     began = os.times()
     try:
         path.write_bytes(text)
         os.utime(path, (times.st_atime, times.st_mtime + 10 + number))  # no cached bytecode may stand for this text
-        status = in_child(tree, tests, answer, limit)
+        status = in_child(tests, answer, limit)
     finally:
         path.write_bytes(source)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     ended = os.times()
     spent = ended.children_user + ended.children_system - began.children_user - began.children_system
     outcome = {0: "survived", 1: "killed", 2: "killed", -1: "timeout"}.get(status, "error")
-    by = answer.read_text().split("\n")[0] if answer.exists() else ""
-    return Row(*about, outcome, round(spent, 2), len(tests), by, diff)
+    n_tests, *red = answer.read_text().split("\n") if answer.exists() else ["0"]
+    by = red[0] if red else ""
+    if outcome == "killed" and not red:
+        outcome = "error"
+    return Row(
+        number, mutant.file, mutant.line, mutant.operator, outcome, round(spent, 2), int(n_tests), by, diff.strip()
+    )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -377,25 +372,22 @@ def main() -> None:
     arguments = read_arguments()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    tree, rows_path, contexts_path = folder / "tree", folder / "rows.tsv", folder / "contexts.json"
+    tree, rows_path = folder / "tree", folder / "rows.tsv"
     if arguments.table:
         print_table(read_rows(rows_path))
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    for name in LIBRARIES:
-        __import__(name)
     if not tree.exists():
         subprocess.run(["git", "clone", "--quiet", str(Path(__file__).parents[1]), str(tree)], check=True)
+    # A run that was killed may have left a mutant behind.
+    subprocess.run(["git", "-C", str(tree), "checkout", "--quiet", "--", "."], check=True)
+    enter(tree)
+    for name in (*LIBRARIES, *UNTOUCHED):
+        importlib.import_module(name)
     mutants = draw(tree, arguments.n_mutants, arguments.seed)
     table = ["\t".join(map(str, (n, m.file, m.line, m.operator, repr(m.after)))) for n, m in enumerate(mutants)]
     (folder / "mutants.tsv").write_text("\n".join(table) + "\n")
-    if not contexts_path.exists():
-        child = os.fork()
-        if child == 0:
-            record(tree, contexts_path)
-            os._exit(0)
-        os.waitpid(child, 0)
-    contexts = json.loads(contexts_path.read_text())
+    tests = own_tests(tree)
     if not rows_path.exists():
         rows_path.write_text("\t".join(field.name for field in fields(Row)) + "\n")
     done = {row.number for row in read_rows(rows_path)}
@@ -403,7 +395,7 @@ def main() -> None:
     for number in wanted:
         if number in done and arguments.again is None:
             continue
-        row = judge(number, mutants[number], tree, contexts, arguments.limit)
+        row = judge(number, mutants[number], tree, tests[mutants[number].file], arguments.limit)
         print(row.number, row.outcome, f"{row.file}:{row.line}", row.by, row.diff, sep="  ", flush=True)
         if arguments.again is None:
             with rows_path.open("a") as file:

@@ -6,11 +6,11 @@ out; Linux only. Rows go to FOLDER/rows.tsv as they are measured, and the same c
 
     python benchmarks/scale.py FOLDER
     python benchmarks/scale.py FOLDER --counts 100 1000 --only lrcp projections
-    python benchmarks/scale.py FOLDER --table docs/images/scale.svg
+    python benchmarks/scale.py FOLDER --table docs/images/scale.png --page docs/scale.md
 
-Scans are made from the fields of the simulator: each is a mixture of three of 96 simulated healthy shapes, times the person's head
-size and grey matter, less the loss of grey matter that patients have, times noise; smoothed by 8 mm as `prepare` does. Scan
-number i is the same whatever the count.
+Scans are made from the fields of the simulator: each is a mixture of three of 96 simulated healthy shapes, times the person's
+head size and grey matter, less the loss of grey matter that patients have, times noise; smoothed by 8 mm as `prepare` does.
+Scan number i is the same whatever the count.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--spacing", type=float, default=4.0, help="voxel size in mm")
     parser.add_argument("--only", nargs="+", default=[*FIRST, *ANALYSES, *LAST], help="stages, in the order given")
     parser.add_argument("--again", action="store_true", help="measure stages that have a row, too")
-    parser.add_argument("--table", type=Path, help="print the tables of what was measured, draw this figure, and stop")
+    parser.add_argument("--table", type=Path, help="print the table of what was measured, draw this figure, and stop")
+    parser.add_argument("--page", type=Path, help="with --table: put the table between the marks of this page")
     parser.add_argument("--stage", help="one stage in this process")
     parser.add_argument("--limit", type=float, default=7200.0, help="wall seconds for a stage")
     return parser.parse_args()
@@ -156,7 +156,7 @@ class Pools:
     parts: Any = None
 
 
-def make_cohort(folder: Path, out: Path, count: int) -> None:
+def make_cohort(out: Path) -> None:
     """Leave the cohort and the prepared pool of maps that are there, as `prepare` would."""
     from nilatent.cohort import read_cohort, write_cohort
     from nilatent.config import write_config
@@ -187,7 +187,7 @@ def write_table(folder: Path, out: Path, count: int) -> None:
     table[kept].to_csv(out / "maps.tsv", sep="\t", index=False)
 
 
-def run_stage(name: str, folder: Path, out: Path, count: int) -> dict[str, Any]:
+def run_stage(name: str, out: Path) -> dict[str, Any]:
     """Run one stage in this process, watched; what earlier stages left is checked before the clock starts."""
     import torch
 
@@ -197,13 +197,13 @@ def run_stage(name: str, folder: Path, out: Path, count: int) -> dict[str, Any]:
     began, steps = time.process_time(), [*FIRST, *ANALYSES, *LAST]
     pools = Pools(River(out, settings()))
     for done in FIRST[: min(steps.index(name), len(FIRST))]:
-        step(done, pools, folder, out, count)
+        step(done, pools)
     checked, before, wall, watch = time.process_time(), anonymous_mb(), time.perf_counter(), Watch()
     watch.start()
     if name == "cohort":
-        make_cohort(folder, out, count)
+        make_cohort(out)
     else:
-        step(name, pools, folder, out, count)
+        step(name, pools)
     watch.done.set()
     watch.join()
     return {
@@ -216,7 +216,7 @@ def run_stage(name: str, folder: Path, out: Path, count: int) -> dict[str, Any]:
     }
 
 
-def step(name: str, pools: Pools, folder: Path, out: Path, count: int) -> None:
+def step(name: str, pools: Pools) -> None:
     """One stage, filled or found up to date."""
     river = pools.river
     if name == "cohort":
@@ -291,14 +291,16 @@ def main() -> None:
     arguments = read_arguments()
     if arguments.stage:
         count = arguments.counts[0]
-        told = run_stage(arguments.stage, arguments.folder / "maps", arguments.folder / f"n{count}", count)
+        told = run_stage(arguments.stage, arguments.folder / f"n{count}")
         print(json.dumps(told))
     elif arguments.table:
-        from scale_table import draw, print_tables
+        from scale_table import draw, table, write_table
 
         rows = read_rows(arguments.folder / "rows.tsv")
-        print_tables(rows)
+        print(table(rows))
         draw(rows, arguments.table)
+        if arguments.page:
+            write_table(table(rows), arguments.page)
     else:
         measure(arguments)
 

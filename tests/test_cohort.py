@@ -122,14 +122,26 @@ def test_sex_is_read_from_words_or_from_codes_that_are_explained(tmp_path):
         read_cohort([tmp_path / "a"])
 
 
-def test_a_copy_of_a_scan_is_left_out_and_named(tmp_path):
-    root = bids(tmp_path / "a", [["sub-01", "20", "m"], ["sub-02", "30", "f"]])
-    images = [root / sub / "anat" / f"{sub}_T1w.nii.gz" for sub in ("sub-01", "sub-02")]
+def test_one_image_under_two_names_is_taken_for_neither_and_one_in_two_data_sets_once(tmp_path):
+    root = bids(tmp_path / "a", [["sub-01", "20", "m"], ["sub-02", "30", "f"], ["sub-03", "40", "f"]])
+    images = [root / sub / "anat" / f"{sub}_T1w.nii.gz" for sub in ("sub-01", "sub-02", "sub-03")]
     images[1].write_bytes(images[0].read_bytes())
     cohort = read_cohort([root])
-    assert list(cohort.scans.index) == ["sub-01"]
-    assert cohort.excluded.iloc[0][["scan_id", "rule"]].tolist() == ["sub-02", "duplicated scan"]
-    assert "sub-01" in cohort.excluded.iloc[0]["reason"]
+    assert list(cohort.scans.index) == ["sub-03"]
+    assert cohort.excluded[["scan_id", "rule"]].to_numpy().tolist() == [
+        ["sub-01", "duplicated scan"],
+        ["sub-02", "duplicated scan"],
+    ]
+    assert ["sub-02" in cohort.excluded["reason"][0], "sub-01" in cohort.excluded["reason"][1]] == [True, True]
+    shutil.copytree(root, tmp_path / "b")
+    (tmp_path / "b" / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"another")
+    (root / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"yet another")
+    both = read_cohort([root, tmp_path / "b"])
+    assert list(both.scans.index) == ["a_sub-01", "a_sub-02", "a_sub-03", "b_sub-02"]
+    images[2].unlink()
+    images[1].write_bytes(images[0].read_bytes())
+    with pytest.raises(CohortError, match="No scan is left"):
+        read_cohort([root])
 
 
 def test_no_source_is_refused():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -191,3 +192,23 @@ def test_the_folder_of_the_study_is_not_written_over(study: Path, tmp_path: Path
         with pytest.raises(SettingError, match="would be overwritten"):
             predict(study / "model", study / "head", [other], out, study=study)
     assert not (study / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    ("preparation", "words"),
+    [
+        (5, "does not say how its scans were prepared"),
+        ({}, "does not say how its scans were prepared"),
+        ({"recipe": ["t1"]}, "settings this nilatent does not know"),
+        ({"recipe": {"fwhm_mm": "8"}}, "settings this nilatent does not know"),
+        ({"recipe": {"colour": 1}}, "settings this nilatent does not know"),
+        ({"recipe": {"modulation": "no"}}, "modulation = 'no', which is no bool"),
+    ],
+)
+def test_a_preparation_that_a_stranger_wrote_is_read_with_care(preparation: object, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        verb._recipe(SimpleNamespace(preparation=preparation))
+
+
+def test_a_preparation_in_whole_numbers_is_one() -> None:
+    assert verb._recipe(SimpleNamespace(preparation={"recipe": {"fwhm_mm": 8, "spacing_mm": 2}})).fwhm_mm == 8

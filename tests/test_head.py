@@ -247,6 +247,41 @@ def test_weights_that_are_not_those_of_the_description_are_refused(
         read_head(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"levels": ["a", "b", "c"]}, "with the levels"),
+        ({"levels": "ab"}, "with the levels"),
+        ({"levels": ["a", "a"]}, "with the levels"),
+        ({"levels": ["a", 5]}, "with the levels"),
+        ({"threshold": float("nan")}, "a threshold of nan"),
+        ({"threshold": 1.5}, "a threshold of 1.5"),
+        ({"n_train": float("inf")}, "OverflowError"),
+        ({"kind": "oracle"}, "a head of kind 'oracle'"),
+    ],
+)
+def test_a_description_that_would_be_read_and_say_nothing_is_refused(
+    head: Head, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    write_head(head, tmp_path)
+    told = read_json(tmp_path / "head.json")
+    write_json(tmp_path / "head.json", told | {"rule": told["rule"] | change})
+    with pytest.raises(HeadError, match=words):
+        read_head(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rule.scale", "rule.prior"])
+def test_a_divisor_of_nothing_is_refused(head: Head, tmp_path: Path, name: str) -> None:
+    write_head(head, tmp_path)
+    tensors = load_file(tmp_path / "weights.safetensors")
+    tensors[name][-1] = 0.0
+    write_tensors(tmp_path / "weights.safetensors", tensors, {})
+    told = read_json(tmp_path / "head.json")
+    write_json(tmp_path / "head.json", told | {"weights_sha256": hash_file(tmp_path / "weights.safetensors")})
+    with pytest.raises(HeadError, match=f"{name} holds values that are not above 0"):
+        read_head(tmp_path)
+
+
 def test_the_content_hash_is_of_what_it_says(head: Head, tmp_path: Path) -> None:
     hashes = []
     for number, one in enumerate((head, replace(head, versions={}), replace(head, held_out={"AUC": 0.5}))):

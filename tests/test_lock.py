@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -60,3 +61,17 @@ def test_what_is_left_names_nobody_and_an_error_inside_lets_go(tmp_path):
     assert (tmp_path / "new" / LOCK_NAME).read_bytes() == b""
     with locked(tmp_path / "new"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("since", "words"),
+    [("2020-01-01T00:00:00+00:00", r" \(\d+ hours ago\)\. Wait"), ("2990-01-01T00:00:00+00:00", r"\. Wait")],
+)
+def test_the_age_of_a_lock_is_told_unless_the_clocks_disagree(tmp_path, since, words):
+    with locked(tmp_path):
+        (tmp_path / LOCK_NAME).write_text(f'{{"host": "here", "pid": 4711, "since": "{since}"}}')
+        with (
+            pytest.raises(SettingError, match=re.escape(f"process 4711 on here since {since}") + words),
+            locked(tmp_path),
+        ):
+            pass

@@ -172,7 +172,9 @@ def test_raw_images_are_found_below_a_folder_called_derivatives_but_not_in_its_o
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not JSON"), ("[]", "not a JSON object")], ids=["no JSON", "no object"]
+    ("text", "message"),
+    [("{", "data dictionary: Expecting"), ("[]", "no JSON object"), ("[" * 10_000, "nested more than 64 levels deep")],
+    ids=["no JSON", "no object", "deep"],
 )
 def test_a_broken_data_dictionary_is_refused(tmp_path, text, message):
     raw(tmp_path, "sub-01")
@@ -341,12 +343,19 @@ def test_one_subject_written_with_and_without_prefix_is_one_subject(tmp_path):
     assert set(read(table(tmp_path / "t.tsv", *rows))[0]["subject_id"]) == {"sub-01"}
 
 
-def test_a_scan_named_twice_is_listed(tmp_path):
-    for name in "ab":
+def test_of_rows_of_one_scan_equal_ones_count_once_and_others_not_at_all(tmp_path):
+    for name in "abc":
         image(tmp_path / f"{name}.nii")
-    scans, problems = read(table(tmp_path / "t.tsv", ["subject", "path"], ["1", "a.nii"], ["1", "b.nii"]))
-    assert len(scans) == 1
-    assert problems["sub-1"]["rule"] == "second image"
+    rows = [["1", "a.nii", "5"], ["1", "b.nii", "5"], ["2", "c.nii", "5"], ["sub-2", "c.nii", "5"]]
+    scans, problems = read(table(tmp_path / "t.tsv", ["subject", "path", "age"], *rows))
+    assert list(scans.index) == ["sub-2"]
+    assert {scan: problem["rule"] for scan, problem in problems.items()} == {
+        "sub-1": "several rows",
+        "sub-2": "repeated row",
+    }
+    rows[1] = ["1", "a.nii", "6"]
+    _, problems = read(table(tmp_path / "t.tsv", ["subject", "path", "age"], *rows))
+    assert "differ, such as in age: '5' in line 2, '6' in line 3" in problems["sub-1"]["reason"]
 
 
 @pytest.mark.parametrize("columns", [["path", "age"], ["subject", "age"], ["subject", "path", "Path"]])

@@ -13,7 +13,7 @@ from nilatent import further, sources
 from nilatent.errors import CohortError
 from nilatent.provenance import atomic, hash_values, read_json, write_json
 from nilatent.tables import MISSING_WORDS, RESERVED, image_columns, read_tsv
-from nilatent.variables import check_age, check_units, sex, typed
+from nilatent.variables import check_age, check_units, nearly_numbers, sex, typed
 
 EXCLUDED_COLUMNS = ("scan_id", "path", "stage", "rule", "reason")
 DESCRIPTIONS = {
@@ -147,18 +147,21 @@ def read_cohort(
     offered = {word for one in beside for word in one.offered}
     table, more = further.complete(pd.concat(tables, ignore_index=True), wanted, offered)
     known = pd.DataFrame([*notes, *more], columns=list(further.NOTE_COLUMNS))
-    _show(known)
+    _show(
+        [f"{note.scan_id}, {note.modality}: {note.reason}" for note in known.itertuples()], "in notes.tsv of the cohort"
+    )
     cohort = Cohort(typed(table).set_index("scan_id"), _excluded(excluded), columns, known)
+    _show(nearly_numbers(cohort.scans), "columns")
     return _without_copies(cohort)
 
 
-def _show(notes: pd.DataFrame) -> None:
-    """Say in yellow which further images were passed over."""
+def _show(lines: Sequence[str], where: str) -> None:
+    """Say in yellow what was passed over, or taken otherwise than it may have been meant."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    for note in notes.head(NOTES_SHOWN).itertuples():
-        console.print(f"{note.scan_id}, {note.modality}: {note.reason}", style="yellow")
-    if len(notes) > NOTES_SHOWN:
-        console.print(f"and {len(notes) - NOTES_SHOWN} more, in notes.tsv of the cohort", style="yellow")
+    for line in lines[:NOTES_SHOWN]:
+        console.print(line, style="yellow")
+    if len(lines) > NOTES_SHOWN:
+        console.print(f"and {len(lines) - NOTES_SHOWN} more {where}", style="yellow")
 
 
 def _unique_names(names: Sequence[str]) -> list[str]:
@@ -192,19 +195,24 @@ def _renames(table: pd.DataFrame, aliases: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_copies(cohort: Cohort) -> Cohort:
-    first = cohort.scans.drop_duplicates("sha256").reset_index().set_index("sha256")["scan_id"]
-    copies = cohort.scans[cohort.scans["sha256"].duplicated()]
-    failures = [
-        {
-            "scan_id": str(scan_id),
-            "stage": "read",
-            "rule": "duplicated scan",
-            "reason": f"The file {row['path']} has the same bytes as scan {first[row['sha256']]}. "
-            "Put the right image in its place, or remove the row.",
-        }
-        for scan_id, row in copies.iterrows()
-    ]
-    return exclude(cohort, failures)
+    """Leave out what has the bytes of another scan: the later one, or all where one data set gives them to two people."""
+    scans = cohort.scans
+    failures = []
+    for _, alike in scans[scans["sha256"].duplicated(keep=False)].groupby("sha256", sort=False):
+        # Nobody can say whose it is, and either row would have the variables of the wrong person.
+        of_two = bool((alike.groupby("dataset")["subject_id"].nunique() > 1).any())
+        step = "It cannot be an image of both: put" if of_two else "Put"
+        for scan_id, row in alike.iloc[0 if of_two else 1 :].iterrows():
+            other = alike.index[1] if scan_id == alike.index[0] else alike.index[0]
+            reason = (
+                f"The file {row['path']} has the same bytes as scan {other}. {step} the right image in its place, or remove "
+                "the row."
+            )
+            failures.append({"scan_id": str(scan_id), "stage": "read", "rule": "duplicated scan", "reason": reason})
+    left = exclude(cohort, failures)
+    if left.scans.empty:
+        raise CohortError(f"No scan is left. {failures[0]['scan_id']}: {failures[0]['reason']}")
+    return left
 
 
 def _excluded(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """External cohort: a frozen model, head and threshold on sources that neither has seen."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nilatent.lock import locked
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.gm import is_map
 from nilatent.preprocess.recipe import fingerprint, prepare
-from nilatent.provenance import atomic, seal
+from nilatent.provenance import atomic, seal, sweep
 from nilatent.training.checkpoint import ModelError, TrainedModel, load_model
 from nilatent.training.origin import Seen, recognise
 from nilatent.training.preparation import check_preparation, how_made
@@ -151,6 +151,7 @@ def predict(
         # Maps have no template of their subject; the check of the preparation says what that means.
         recipe = replace(recipe, within_subject=False)
     with locked(out):
+        sweep(out, but="prepared")
         prepared = prepare(cohort, out / "prepared", recipe, n_procs=n_procs)
         made = _made(prepared, cohort, recipe)
         check_preparation(model.preparation, made, allow_other=config.allow_other_preparation)
@@ -180,18 +181,28 @@ def predict(
 
 
 def _recipe(model: TrainedModel) -> RecipeConfig:
-    if model.preparation is None or "recipe" not in model.preparation:
+    made = model.preparation
+    if not isinstance(made, dict) or "recipe" not in made:
         raise ModelError(
             "The model does not say how its scans were prepared, so new scans cannot be prepared alike. Train it again with this "
             "version of nilatent."
         )
     try:
-        return RecipeConfig(**model.preparation["recipe"])
-    except TypeError as error:
+        recipe = RecipeConfig(**made["recipe"])
+    except (TypeError, ValueError) as error:
         raise ModelError(
             f"The model's scans were prepared with settings this nilatent does not know: {error}. Install the nilatent that "
             "trained it."
         ) from error
+    for setting in fields(RecipeConfig):
+        kind, value = type(setting.default), getattr(recipe, setting.name)
+        # The text "no" would count as true.
+        if type(value) is not kind and (kind is not float or type(value) is not int):
+            raise ModelError(
+                f"The model says that its scans were prepared with {setting.name} = {value!r}, which is no {kind.__name__}. Get "
+                "it again from whoever made it, or train again."
+            )
+    return recipe
 
 
 def _made(prepared: Cohort, cohort: Cohort, recipe: RecipeConfig) -> dict[str, Any]:

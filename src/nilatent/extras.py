@@ -1,9 +1,20 @@
 """The one door for optional packages."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from nilatent.errors import MissingExtraError
+
+# Import names of what each extra brings and we use.
+EXTRAS = {
+    "prepare": ("ants", "deepbet"),
+    "embed": ("openTSNE", "umap", "numba"),
+    "explain": ("shap",),
+    "report": ("jinja2", "matplotlib", "PIL", "plotly"),
+    "search": ("optuna",),
+    "cluster": ("distributed",),
+}
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -36,6 +47,37 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingExtraError(
-            f"The package '{module}' is needed here and is not installed. Install it with: pip install 'nilatent[{extra}]'"
-        ) from error
+        raise _told(module, extra) from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """What to install after an import failed that did not go through :func:`require`, as those of pages and plots.
+
+    Parameters
+    ----------
+    error : ModuleNotFoundError
+        As it was raised.
+
+    Returns
+    -------
+    MissingExtraError or None
+        None when no extra brings the module.
+
+    Examples
+    --------
+    >>> str(missing_extra(ModuleNotFoundError(name="plotly.offline"))).split(": ")[1]
+    "pip install 'nilatent[report]'"
+    """
+    module = (error.name or "").split(".")[0]
+    return next((_told(module, extra) for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def absent(extra: str) -> list[str]:
+    """Import names of an extra that are not installed."""
+    return [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
+
+
+def _told(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"The package '{module}' is needed here and is not installed. Install it with: pip install 'nilatent[{extra}]'"
+    )

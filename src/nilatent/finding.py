@@ -11,9 +11,10 @@ import xarray as xr
 from nibabel.filebasedimages import ImageFileError
 
 from nilatent.errors import FindingError
-from nilatent.provenance import atomic, plain, read_json, write_json
+from nilatent.provenance import HEAD_BYTES, atomic, hash_file, plain, read_json, reserve, write_json
 
 FORMAT_VERSION = 1
+RECORD = "provenance.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +103,12 @@ def write_finding(finding: Finding, folder: Path) -> list[Path]:
     table, data, head = folder / "table.tsv", folder / "data.nc", folder / "finding.json"
     # Without its head a finding does not open: one that is half new and half old must not.
     head.unlink(missing_ok=True)
+    # The record of the stage, if there is one, speaks of the files that were here before.
+    (folder / RECORD).unlink(missing_ok=True)
     with atomic(table) as temporary:
         finding.table.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
     with atomic(data) as temporary:
+        reserve(temporary, finding.data.nbytes + HEAD_BYTES)
         finding.data.to_netcdf(temporary, engine="h5netcdf")
     images = []
     for name, image in finding.maps.items():
@@ -147,16 +151,21 @@ def read_finding(folder: Path) -> Finding:
     Raises
     ------
     FindingError
-        When files are missing or damaged, or the format is of another version.
+        When files are missing or damaged, not those that the record of the stage beside them knows, or the format is of
+        another version.
     """
     folder = Path(folder)
     try:
+        known = _known(folder)
+        _check(folder, "finding.json", known)
         head = read_json(folder / "finding.json")
         if head["format_version"] != FORMAT_VERSION:
             raise FindingError(
                 f"{folder} has finding format {head['format_version']}, this nilatent reads {FORMAT_VERSION}. "
                 "Run the analysis again with this version."
             )
+        for name in ("table.tsv", "data.nc", *(f"{name}.nii.gz" for name in head["maps"])):
+            _check(folder, name, known)
         table = _read_table(folder / "table.tsv", head["column_kinds"])
         with xr.open_dataset(folder / "data.nc", engine="h5netcdf") as stored:
             data = stored.load()
@@ -183,6 +192,17 @@ def read_finding(folder: Path) -> Finding:
         n_subjects=head["n_subjects"],
         not_run=head["not_run"],
     )
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Hashes of the files as they were written; none for a finding that no stage has sealed."""
+    record = folder / RECORD
+    return dict(read_json(record).get("outputs", {})) if record.is_file() else {}
+
+
+def _check(folder: Path, name: str, known: dict[str, str]) -> None:
+    if name in known and hash_file(folder / name) != known[name]:
+        raise ValueError(f"{name} is not as it was written")
 
 
 def _read_table(path: Path, kinds: dict[str, str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ FEATURES = "latents"
 FILES = ("head.json", "subjects.tsv", "weights.safetensors")
 # A folder may come from a stranger: larger files are none of ours.
 MAX_BYTES = 2**30
+# Nobody tells so many groups apart, and a network head has an output for each.
+MAX_LEVELS = 1000
 KINDS = ("binary", "multi-class", "ordinal", "continuous")
 LINEAR = ("centre", "scale", "coefficients", "intercept", "prior")
 
@@ -236,7 +239,7 @@ def read_head(folder: Path) -> Head:
         KeyError,
         TypeError,
         AttributeError,
-        RecursionError,
+        ArithmeticError,
         RuntimeError,
         SafetensorError,
     ) as error:
@@ -256,6 +259,9 @@ def _read(told: Mapping[str, Any], tensors: Mapping[str, Tensor], seen: Seen) ->
     rule = told["rule"]
     if rule["kind"] not in KINDS or mean.ndim != 1 or sd.shape != mean.shape:
         raise ValueError(f"a head of kind '{rule['kind']}' with a reference of shapes {mean.shape} and {sd.shape}")
+    _check_rule(rule, tensors)
+    if not all(type(value) in (int, float) for value in told["held_out"].values()):
+        raise ValueError("held_out holds values that are no numbers")
     read = _linear(rule, tensors, len(mean)) if rule["head"] == "linear" else _network(rule, tensors, len(mean))
     known = {name: value for name, value in told.items() if name != "versions"}
     return Head(
@@ -269,6 +275,21 @@ def _read(told: Mapping[str, Any], tensors: Mapping[str, Tensor], seen: Seen) ->
         versions=dict(told["versions"]),
         content_hash=hash_values(known),
     )
+
+
+def _check_rule(rule: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what would be read as a rule and say nothing: numbers would come out, and be wrong."""
+    levels, threshold = rule["levels"], rule["threshold"]
+    least, most = {"binary": (2, 2), "continuous": (0, 0)}.get(rule["kind"], (2, MAX_LEVELS))
+    named = isinstance(levels, list) and all(isinstance(level, str) for level in levels)
+    if not named or len(set(levels)) < len(levels) or not least <= len(levels) <= most:
+        raise ValueError(f"a head of kind '{rule['kind']}' with the levels {str(levels)[:99]}")
+    # The comparison is also false for what is no number at all.
+    if rule["kind"] == "binary" and not 0.0 <= float(threshold) <= 1.0:
+        raise ValueError(f"a threshold of {threshold} for a probability")
+    for name in ("rule.scale", "rule.prior"):
+        if name in tensors and not bool((tensors[name] > 0).all()):
+            raise ValueError(f"{name} holds values that are not above 0")
 
 
 def _linear(told: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latent: int) -> LinearHead:
@@ -289,7 +310,7 @@ def _linear(told: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latent: in
 
 def _network(told: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latent: int) -> NetworkHead:
     grid, channels = tuple(int(side) for side in told["grid"]), tuple(int(width) for width in told["channels"])
-    if len(grid) != 4 or int(np.prod(grid)) != n_latent or min(grid) < 1:
+    if len(grid) != 4 or prod(grid) != n_latent or min(grid) < 1:
         raise ValueError(f"a grid {grid} for {n_latent} latents")
     state = _under("state.", tensors)
     # Settings are believed only when the weights are of their shapes, on a device without memory.

@@ -1,5 +1,6 @@
 """Latents: posterior means and log-variances per scan, with what the model has seen; schema, reader and writer."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from nilatent.errors import LatentsError
-from nilatent.provenance import atomic
+from nilatent.provenance import HEAD_BYTES, atomic, hash_values, plain, reserve
 
 FORMAT_VERSION = 2
 PARTS = ("train", "validation", "test")
@@ -22,6 +23,7 @@ NOTES = ("seen", "caveat", "told", "supervised", "compact")
 MAX_COLUMNS = 512
 MAX_SCANS = 2000
 CHUNK = 8192
+CONTENT = "content_hash"
 
 
 def make_latents(
@@ -192,7 +194,8 @@ def write_latents(latents: xr.Dataset, folder: Path) -> list[Path]:
     check_latents(latents)
     netcdf, table = Path(folder) / "latents.nc", Path(folder) / "latents.tsv"
     with atomic(netcdf) as temporary:
-        latents.to_netcdf(temporary, engine="h5netcdf")
+        reserve(temporary, latents.nbytes + HEAD_BYTES)
+        latents.assign_attrs({CONTENT: _content(latents)}).to_netcdf(temporary, engine="h5netcdf")
     if is_grid(latents) or latents.sizes["latent"] > MAX_COLUMNS:
         table.unlink(missing_ok=True)
         return [netcdf]
@@ -218,7 +221,7 @@ def read_latents(folder: Path) -> xr.Dataset:
     Raises
     ------
     LatentsError
-        When the file is absent or damaged, of another format version, or breaks the schema.
+        When the file is absent or damaged, not as it was written, of another format version, or breaks the schema.
     """
     path = Path(folder) / "latents.nc"
     if not path.is_file():
@@ -226,7 +229,7 @@ def read_latents(folder: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             latents = stored.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise LatentsError(f"{path} cannot be read: {error}. Encode the cohort again.") from error
     version = latents.attrs.get("format_version")
     if version == 1:
@@ -238,7 +241,21 @@ def read_latents(folder: Path) -> xr.Dataset:
     # A list of one number comes back from the file as the number.
     latents.attrs["latent_shape"] = [int(side) for side in np.atleast_1d(latents.attrs["latent_shape"])]
     check_latents(latents)
+    written = latents.attrs.pop(CONTENT, "")
+    # Files of before it was written have none.
+    if written and written != _content(latents):
+        raise LatentsError(f"{path} is not as it was written: some of its bytes have changed. Encode the cohort again.")
     return latents
+
+
+def _content(latents: xr.Dataset) -> str:
+    """Hash of every value, name and attribute."""
+    values = {name: latents[name].values for name in ("mean", "log_var", "latent", *COORDINATES)}
+    hashed = {
+        name: hash_values(one) if one.dtype.kind in "OU" else hashlib.sha256(np.ascontiguousarray(one).data).hexdigest()
+        for name, one in values.items()
+    }
+    return hash_values([hashed, {name: plain(value) for name, value in latents.attrs.items() if name != CONTENT}])
 
 
 def _from_version_1(latents: xr.Dataset) -> xr.Dataset:

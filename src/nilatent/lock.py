@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -33,7 +33,8 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Raises
     ------
     SettingError
-        When another process holds the folder; names its host, its process number and since when.
+        When another process holds the folder (names its host, its process number and since when), or when the folder is a
+        file or cannot be written.
 
     Notes
     -----
@@ -42,8 +43,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Where a disk or a system has no locks, a line says so and the work goes on without.
     """
     path = Path(folder) / LOCK_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         if not _take(file, shared=shared):
             raise SettingError(
                 f"{folder} is in use by {_holder(path)}. Wait until it has ended, or stop it; two runs that write the same "
@@ -56,12 +56,28 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
             "pid": os.getpid(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        file.write(json.dumps(holder))
-        file.flush()
+        # The name is for others to read. On a full disk the folder is held without it.
+        with suppress(OSError):
+            path.write_text(json.dumps(holder), encoding="utf-8")
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((one for one in path.parents if one.is_file()), path.parent)
+        raise SettingError(f"{path.parent} cannot be a folder: {file} is a file. Name another one.") from error
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise SettingError(
+            f"{path.parent} cannot be written: {error.strerror}. Name a folder on a disk that you may write to."
+        ) from error
 
 
 def _take(file: TextIO, *, shared: bool) -> bool:
@@ -82,6 +98,16 @@ def _take(file: TextIO, *, shared: bool) -> bool:
 def _holder(path: Path) -> str:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {known['pid']} on {known['host']} since {known['since']}"
+        return f"process {known['pid']} on {known['host']} since {known['since']}{_age(known['since'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _age(since: str) -> str:
+    """How long ago that was, in words; nothing where the clocks disagree."""
+    minutes, seconds = divmod(round((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()), 60)
+    if minutes < 0:
+        return ""
+    if minutes < 1:
+        return f" ({seconds} seconds ago)"
+    return f" ({minutes} minutes ago)" if minutes < 120 else f" ({minutes // 60} hours ago)"

@@ -9,6 +9,7 @@ import pandas as pd
 from nilatent.analyses import QUESTIONS
 from nilatent.config import RunConfig, read_config
 from nilatent.errors import SettingError
+from nilatent.fold_jobs import FoldJob, train_fold, train_folds
 from nilatent.lock import locked
 from nilatent.modalities import open_modalities
 from nilatent.provenance import atomic
@@ -18,7 +19,7 @@ from nilatent.study import check_folds, check_joint_splits, nearest
 from nilatent.training.devices import is_follower
 
 MIN_SUBJECTS = 20
-STAGES = ("model", "latents", "findings", "report")
+STAGES = ("split", "model", "latents", "findings", "report")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +67,9 @@ def run(
     n_procs : int
         Processes for the preparation; the result does not depend on it.
     scheduler : str
-        Address or scheduler file of a dask scheduler, on whose workers scans are prepared instead.
+        Address or scheduler file of a dask scheduler, on whose workers scans are prepared and folds trained instead.
     until : str
-        Last pool to fill: ``"model"``, ``"latents"``, ``"findings"`` or ``"report"``.
+        Last pool to fill: ``"split"``, ``"model"``, ``"latents"``, ``"findings"`` or ``"report"``.
     only : Sequence[str]
         Names of the analyses to run; none for all.
 
@@ -98,11 +99,14 @@ def run(
             check_folds(prepared, volumes, parts, config, river.out)
             without = river.modalities(cohort, prepared, n_procs=n_procs)
             check_joint_splits(open_modalities(river.out, config, prepared), parts, config)
-            river.model(prepared, volumes, parts)
+            if until != "split":
+                river.model(prepared, volumes, parts)
             if until in ("latents", "findings", "report"):
                 river.latents(prepared, volumes, parts)
                 river.joint(prepared, parts)
             if until in ("findings", "report"):
+                if scheduler:
+                    train_folds(river.out, config, scheduler=scheduler)
                 river.folds(prepared, volumes, parts)
                 river.joint_folds(prepared, parts)
                 river.findings(prepared, volumes, parts, weights, only=only)
@@ -136,6 +140,33 @@ def follow(out: Path, config: RunConfig, *, until: str) -> Outcome:
         )
     n_scans, excluded = River(out, config).join()
     return Outcome(out / "report.html", n_scans, excluded)
+
+
+def train_one_fold(out: Path, config: RunConfig, fold: int) -> bool:
+    """Train one cross-fitted model of a run folder, side by side with others that train other folds of it.
+
+    Parameters
+    ----------
+    out : Path
+        A run folder that :func:`run` filled until the split.
+    config : RunConfig
+        Every setting.
+    fold : int
+        Counted from 0.
+
+    Returns
+    -------
+    bool
+        Whether anything was done; a fold that is finished is left as it is.
+
+    Raises
+    ------
+    SettingError
+        For a fold that there is not, and where a run works in the whole folder or another process on the same fold.
+    """
+    out = Path(out).absolute()
+    with locked(out, shared=True):
+        return train_fold(FoldJob(out, config, fold))
 
 
 def search_settings(out: Path, config: RunConfig, *, n_procs: int) -> Path:

@@ -1,6 +1,7 @@
 """Content hashes, atomic writes, and the record that lets a stage be skipped when nothing it depends on has changed."""
 
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -8,14 +9,31 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nilatent.errors import NilatentError
+
 PACKAGES = ("nilatent", "numpy", "scipy", "pandas", "xarray", "nibabel", "nilearn", "scikit-learn", "torch", "antspyx")
+
+# Half of a file, and the mark by which the workers of a cluster are known to see a folder.
+LEFT = re.compile(r"\.\d+-[0-9a-f]{8}\.partial\.|\.nilatent-[0-9a-f]+\.mark$")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+MEGABYTE = 10**6
+# A file may have so much less on the disk than its size says, by how disks count.
+BLOCKS = 2**16
+# Of a netCDF file, beside its arrays; its library ends the process where a disk fills under it.
+HEAD_BYTES = 2**19
+
+
+class DiskError(NilatentError, OSError):
+    """A disk is full or cannot be written; what was finished before is kept."""
 
 
 def hash_file(path: Path) -> str:
@@ -87,22 +105,132 @@ def atomic(path: Path) -> Iterator[Path]:
     Path
         Write here. The name keeps the suffixes, so that writers that look at them still work.
 
+    Raises
+    ------
+    DiskError
+        When the disk is full or cannot be written.
+
     Notes
     -----
     The replacement is one rename on the same file system after an fsync: a reader, or a run started again after a
     crash, sees the old file or the new one and never half of one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Two writers can have one process number: threads, and containers on two machines.
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial.{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Say in words of an error inside the block that the disk is full or cannot be written; other errors pass.
+
+    Parameters
+    ----------
+    path : Path
+        What is being written.
+    temporary : Path, optional
+        Where it is written meanwhile; left out: `path`.
+
+    Raises
+    ------
+    DiskError
+        With what was being written, how much is free, and what to do.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise DiskError(_full(path, path if temporary is None else temporary)) from error
+        own = getattr(error, "filename", None) in {str(place) for place in (temporary, path, path.parent)}
+        if isinstance(error, OSError) and error.errno in CLOSED and own:
+            raise DiskError(
+                f"{path} cannot be written: {error.strerror}. What was finished before is kept; make the folder writable, or "
+                "copy it to a disk that is, and run the same command again."
+            ) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or that a quota or the largest size of a file was reached.
+
+    Not every library keeps the number of the system's error; all keep its words.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(code) in str(error) for code in FULL) or "errno = 28" in str(error)
+
+
+def _full(path: Path, temporary: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    size, missing = (temporary.stat().st_size, _missing(temporary)) if temporary.is_file() else (0, 0)
+    # A file that is mapped into memory has its whole size before it has its bytes.
+    told = f"it takes {size / MEGABYTE:.1f} MB" if missing else f"{size / MEGABYTE:.1f} MB of it were written"
+    more = f" ({(missing - free) / MEGABYTE:.1f} MB are missing)" if missing > free else ""
+    return (
+        f"{path} could not be written: the disk is full, or a quota or the largest size of a file is reached; {told}, "
+        f"{free / MEGABYTE:.1f} MB are free{more}. What was finished before is kept; make room and run the same command again, "
+        "and it goes on from there."
+    )
+
+
+def _missing(path: Path) -> int:
+    """Bytes for which a file has no room yet."""
+    known = path.stat()
+    missing = known.st_size - known.st_blocks * 512
+    return missing if missing > BLOCKS else 0
+
+
+def reserve(path: Path, n_bytes: int = 0) -> None:
+    """Take room on the disk for a file whose writer would not survive a full one.
+
+    Parameters
+    ----------
+    path : Path
+        Such as a new memory map: where a disk fills under one, the system ends the process without a word. Is created when it
+        does not exist.
+    n_bytes : int
+        What it will take; 0 for the size that it has already.
+
+    Raises
+    ------
+    OSError
+        When there is no room; :func:`atomic` says so in words.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        size = max(os.fstat(number).st_size, n_bytes, 1)
+        os.truncate(number, size)
+        os.posix_fallocate(number, 0, size)
+    except OSError as error:
+        # Some disks cannot promise room.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+            raise
+    finally:
+        os.close(number)
+
+
+def sweep(folder: Path, *, but: str = "") -> None:
+    """Remove what killed processes left in a folder that the caller holds, but for folders of one name in it."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != but]
+        for name in files:
+            if LEFT.match(name):
+                (Path(place) / name).unlink(missing_ok=True)
 
 
 def file_stems(names: Iterable[object], taken: Iterable[str] = ()) -> dict[str, str]:

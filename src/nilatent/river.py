@@ -21,7 +21,7 @@ from nilatent.drawn import LRCP, done
 from nilatent.encode import encode
 from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, read_finding, write_finding
-from nilatent.further_images import VOLUME_FILES, check_images, failed_images, pack_modality, write_images
+from nilatent.further_images import FAILED, VOLUME_FILES, check_images, failed_images, pack_modality, write_images
 from nilatent.latents import write_latents
 from nilatent.modalities import JOINT, MODALITIES, fit_joint, modality_stages, open_modalities, told
 from nilatent.model_settings import preparation_of, training_of
@@ -29,8 +29,8 @@ from nilatent.parts import split
 from nilatent.pools import Pools, read_split
 from nilatent.preprocess.beside import BESIDE_VERSION
 from nilatent.preprocess.quality import quality
-from nilatent.preprocess.recipe import fingerprint, prepare
-from nilatent.provenance import atomic, content_hash, is_fresh, seal
+from nilatent.preprocess.recipe import fingerprint, prepare, try_again
+from nilatent.provenance import atomic, content_hash, is_fresh, seal, sweep
 from nilatent.report import build, embedded
 from nilatent.report.quality import build as build_quality
 from nilatent.search import search
@@ -77,6 +77,7 @@ class River:
     def cohort(self, sources: Sequence[Path]) -> Cohort:
         """Read the sources, leave out what the study leaves out, and check what it asks for; none: as it was read."""
         study = self.config.study
+        sweep(self.out, but="prepared")  # There, parts may be prepared side by side.
         if not sources:
             known = load_cohort(self.out / "cohort")
             check_study(known, self.config)
@@ -113,8 +114,7 @@ class River:
             written = [path for path in write_cohort(done, folder) if path != listed]
             return [*written, *(Path(path) for path in done.scans["path"])]
 
-        if not listed.is_file():
-            (folder / "provenance.json").unlink(missing_ok=True)
+        try_again(listed, folder / "provenance.json")
         self._stage(
             "prepared",
             folder / "provenance.json",
@@ -164,6 +164,7 @@ class River:
         recipe = self.config.recipe
         for name, source in self.config.study.modalities.items():
             folder = self.out / MODALITIES / name
+            try_again(folder / FAILED, folder / "provenance.json")
             self._stage(
                 f"modality {name}",
                 folder / "provenance.json",

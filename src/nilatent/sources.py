@@ -1,9 +1,8 @@
 """Sources: BIDS folders, derivatives, CAT12 folders and tables of paths, each read into the same table of scans."""
 
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,32 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from nilatent.choice import one_image, one_kind, problem
 from nilatent.errors import CohortError, ScanError
-from nilatent.images import ENTITY, bare_label, bids_label, how_to_fetch, is_file, nifti_files
+from nilatent.images import (
+    MAX_IMAGE_BYTES,
+    MAX_LABEL,
+    bare_label,
+    bids_label,
+    entities,
+    how_to_fetch,
+    is_file,
+    name_fault,
+    nifti_files,
+    spelled,
+    stem_of,
+)
 from nilatent.map_names import MODULATIONS, MapName, read_map_name
+from nilatent.participants import SESSION_COLUMNS, SUBJECT_COLUMNS, TAKEN, join_participants, read_participants
 from nilatent.provenance import hash_file
-from nilatent.tables import MISSING_WORDS, RESERVED, pick, read_tsv
+from nilatent.tables import MISSING_WORDS, own_names, pick, read_tsv
 
 PATH_COLUMNS = ("path", "image", "t1w", "gm", "filename", "file")
-SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "sub")
-SESSION_COLUMNS = ("session_id", "session", "ses")
 SUFFIXES = ("auto", "T1w", "GM")
 # Entities that tell scans apart, not kinds of image; a name outside BIDS has none, and is all subject.
-SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+")
+SCAN_ENTITY = re.compile(r"(?:^|_)(?:sub|ses|run|acq|rec|ce)-[^_]+", re.IGNORECASE)
+RAW_NAME = re.compile(r"(?:^|_)T1w\.nii(\.gz)?$", re.IGNORECASE)
+IMAGE_ENDING = re.compile(r"\.(nii|nii\.gz|mgz|mgh|img|hdr|mnc|dcm|nrrd)$", re.IGNORECASE)
 # OASIS writes subject and session in one word.
 OASIS = re.compile(r"^(OAS\d_\d{4})_(MR\d+)")
 
@@ -72,8 +85,16 @@ def read_source(path: Path, *, suffix: str) -> Source:
     """
     if suffix not in SUFFIXES:
         raise CohortError(f"The image suffix is one of {', '.join(SUFFIXES)}, got '{suffix}'.")
+    path = spelled(path)
     if not path.exists():
-        raise CohortError(f"There is no source {path}. Name a BIDS folder, a CAT12 folder or a table of paths.")
+        step = how_to_fetch(path) or "Name a BIDS folder, a CAT12 folder or a table of paths."
+        raise CohortError(f"There is no source {path}. {step}")
+    if fault := name_fault(path.absolute()):
+        raise CohortError(fault)
+    if path.is_file() and IMAGE_ENDING.search(path.name):
+        raise CohortError(
+            f"{path} is one image. Name the folder that holds the images, or a table with the columns participant_id and path."
+        )
     source = _read_table_of_paths(path) if path.is_file() else _read_folder(path, suffix)
     if source.scans.empty:
         listed = "".join(f"\n  {row['scan_id']}: {row['reason']}" for row in source.problems[:5])
@@ -90,82 +111,181 @@ def _read_table_of_paths(path: Path) -> Source:
             "participant_id."
         )
     session = pick(table, SESSION_COLUMNS, path)
-    variables = [name for name in table.columns if name not in (image, subject, session)]
-    rows, problems = [], []
-    for line, record in zip(table.index, table.to_dict("records"), strict=True):
-        place = f"{path.name}, line {line}"
-        given = record[subject]
-        label = "" if given in MISSING_WORDS else bids_label("sub", given)
-        if not label:
-            reason = f"{place} has '{given}' as {subject}. Write one with Latin letters and digits."
-            problems.append(_problem(f"line-{line}", "", "no subject", reason))
+    given = [str(name) for name in table.columns if name not in (image, subject, session)]
+    names = own_names(given, TAKEN)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    problems = []
+    for line, cells in zip(table.index, table.to_dict("records"), strict=True):
+        record = {str(name): str(cell) for name, cell in cells.items()}
+        try:
+            row = _row_of_record(record, (subject, session, image), path, int(line))
+        except ScanError as error:
+            scan_id, file = _named(record, (subject, session, image), path, int(line))
+            problems.append(problem(scan_id, file, error.rule, str(error)))
             continue
-        ses = "" if session is None or record[session] in MISSING_WORDS else bids_label("ses", record[session])
-        scan_id = f"{label}_{ses}" if ses else label
-        file = path.parent.absolute() / record[image]
-        if record[image] in MISSING_WORDS or not is_file(file):
-            step = how_to_fetch(file) or "Correct the path (relative to the table)."
-            reason = f"{place} names the image '{record[image]}', which does not exist. {step}"
-            problems.append(_problem(scan_id, str(file), "absent image", reason))
-            continue
-        extra = {_own_name(name): record[name] for name in variables}
-        rows.append(
-            {"scan_id": scan_id, "subject_id": label, "session_id": ses, "source_id": given, "path": file} | extra
+        rows.append((int(line), row | {names[name]: record[name] for name in given}))
+    _check_subjects([row for _, row in rows], path)
+    kept, repeated = _one_row(rows, path)
+    return _source(path.stem, kept, problems + repeated, {})
+
+
+def _named(record: Mapping[str, str], columns: tuple[str, str | None, str], table: Path, line: int) -> tuple[str, str]:
+    """Identifier and file of a row that cannot be used, as far as it names them."""
+    subject, session, image = columns
+    label = "" if record[subject] in MISSING_WORDS else bids_label("sub", record[subject])
+    if not label:
+        return f"line-{line}", ""
+    ses = "" if session is None or record[session] in MISSING_WORDS else bids_label("ses", record[session])
+    return f"{label}_{ses}" if ses else label, str(table.parent.absolute() / record[image])
+
+
+def _row_of_record(
+    record: Mapping[str, str], columns: tuple[str, str | None, str], table: Path, line: int
+) -> dict[str, Any]:
+    subject, session, image = columns
+    place, given, cell = f"{table.name}, line {line}", record[subject], record[image]
+    label = "" if given in MISSING_WORDS else bids_label("sub", given)
+    if not label:
+        raise ScanError(
+            f"{place} has '{given}' as {subject}. Write one with Latin letters and digits.", rule="no subject"
         )
-    return _source(path, path.stem, rows, problems, {})
+    ses = "" if session is None or record[session] in MISSING_WORDS else bids_label("ses", record[session])
+    _check_labels(label, ses, place)
+    file = spelled(table.parent.absolute() / cell)
+    if cell.startswith("~") and not is_file(file):
+        file = spelled(Path(cell))
+    if cell in MISSING_WORDS or not is_file(file):
+        found = "which is a folder" if cell not in MISSING_WORDS and _is_folder(file) else "which does not exist"
+        step = how_to_fetch(file) or "Correct the path (relative to the table)."
+        raise ScanError(f"{place} names the image '{cell}', {found}. {step}", rule="absent image")
+    if fault := name_fault(file):
+        raise ScanError(f"{place}: {fault}", rule="name of the file")
+    scan_id = f"{label}_{ses}" if ses else label
+    return {"scan_id": scan_id, "subject_id": label, "session_id": ses, "source_id": given, "path": file}
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _one_row(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """One row of every scan; of rows that contradict one another none."""
+    scans: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for line, row in rows:
+        scans[row["scan_id"]].append((line, row))
+    kept, problems = [], []
+    for scan_id, mine in scans.items():
+        (line, first), *others = mine
+        differing = {name for _, row in others for name in row if row[name] != first[name]}
+        if differing - {"source_id"}:
+            name = min(differing - {"source_id"}, key=list(first).index)
+            values = ", ".join(f"'{row[name]}' in line {at}" for at, row in mine[:5])
+            reason = (
+                f"{path.name} has {len(mine)} rows for {scan_id} that differ, such as in {name}: {values}. Leave one, or give "
+                "each its own session (a column session_id)."
+            )
+            problems.append(problem(scan_id, first["path"], "several rows", reason))
+            continue
+        kept.append(first)
+        for at, row in others:
+            reason = f"{path.name}, line {at}, says the same of {scan_id} as line {line}. Remove one of them."
+            problems.append(problem(scan_id, row["path"], "repeated row", reason))
+    return kept, problems
+
+
+def _check_labels(subject: str, session: str, place: str) -> None:
+    for label in (subject.removeprefix("sub-"), session.removeprefix("ses-")):
+        if len(label) > MAX_LABEL:
+            raise ScanError(
+                f"{place} has the label '{label[:20]}...' of {len(label)} letters and digits; file names hold labels of up to "
+                f"{MAX_LABEL}. Shorten it.",
+                rule="length of a label",
+            )
 
 
 def _read_folder(folder: Path, suffix: str) -> Source:
-    kind, images = _images(folder, suffix)
+    unlisted: list[str] = []
+    found = nifti_files(folder, unlisted=unlisted)
+    for line in unlisted:
+        _say(f"{line}. What lies in it is not taken: check its permissions.")
+    faults = {path: fault for path in found if (fault := name_fault(path.absolute()))}
+    kind, images = _images(folder, suffix, [path for path in found if path not in faults])
     if not images:
         raise CohortError(
             f"{folder} holds no T1w image (sub-*/**/anat/*_T1w.nii.gz) and no grey-matter map in template space "
             "(*space-MNI*_label-GM_probseg.nii.gz, CAT12's and deepmriprep's mwp1*, SPM's mwc1*; p1*, c1* and label-GM without "
             "space- lie in the subject's own space). Name another folder, or a table of paths."
         )
-    rows, problems = [], []
+    problems = [
+        problem(
+            re.sub(r"\s+", " ", _shown(stem_of(path.name))),
+            re.sub(r"\s+", " ", _shown(path)),
+            "name of the file",
+            fault,
+        )
+        for path, fault in faults.items()
+    ]
+    rows = []
     for path, said in images.items():
         try:
             rows.append(_row_of_image(path, folder, said))
         except ScanError as error:
-            problems.append(_problem(path.name.split(".")[0], str(path), error.rule, str(error)))
-    rows, others = _one_variant(rows)
-    problems += others
-    participants, columns = _participants(folder)
+            problems.append(problem(stem_of(path.name), path, error.rule, str(error)))
+    rows, others = one_kind(rows)
+    _check_subjects(rows, folder)
+    rows, passed_over = one_image(rows)
+    problems += others + passed_over
+    participants = read_participants(folder)
     if participants is not None:
-        rows, unmatched = _join(rows, participants, folder)
-        problems += unmatched
+        rows, unmatched = join_participants(rows, participants, folder)
+        # A scan that was left out above has a row all the same.
+        listed = {problem["scan_id"] for problem in problems}
+        problems += [row for row in unmatched if row["path"] or row["scan_id"] not in listed]
     present = {row["subject_id"] for row in rows} | {problem["scan_id"].split("_")[0] for problem in problems}
     for sub in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
         if bids_label("sub", sub.name) not in present:
             reason = f"{sub} holds no {kind} image. Add it, or remove the folder."
-            problems.append(_problem(bids_label("sub", sub.name), str(sub), "absent image", reason))
-    return _source(folder, folder.resolve().name, rows, problems, columns)
+            problems.append(problem(bids_label("sub", sub.name), _shown(sub), "absent image", reason))
+    columns = participants.columns if participants is not None else {}
+    return _source(folder.resolve().name, rows, problems, columns)
 
 
-def _source(
-    place: Path, name: str, rows: list[dict[str, Any]], problems: list[dict[str, str]], columns: dict[str, Any]
-) -> Source:
-    _check_subjects(rows, place)
-    rows, repeated = _first_of_each(rows)
+def _shown(text: Path | str) -> str:
+    """A path or name as any file can hold it."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(_shown(line), style="yellow")
+
+
+def _source(name: str, rows: list[dict[str, Any]], problems: list[dict[str, str]], columns: dict[str, Any]) -> Source:
     hashed, unreadable = _hashed(rows)
     frame = pd.DataFrame(hashed)
-    return Source(re.sub(r"[^A-Za-z0-9]", "", name) or "source", frame, problems + repeated + unreadable, columns)
+    return Source(re.sub(r"[^A-Za-z0-9]", "", name) or "source", frame, problems + unreadable, columns)
 
 
-def _images(folder: Path, suffix: str) -> tuple[str, dict[Path, MapName | None]]:
+def _images(folder: Path, suffix: str, found: Iterable[Path]) -> tuple[str, dict[Path, MapName | None]]:
     """The kind of image and every image of it, with what its name says when it is a map."""
-    named = {path: read_map_name(path.name) for path in nifti_files(folder)}
+    named = {path: read_map_name(path.name) for path in found}
     grey = {path: said for path, said in named.items() if said is not None and said.is_grey}
-    if suffix in ("auto", "GM") and grey:
-        return "grey-matter", dict(grey)
-    stems = {path.name.split(".")[0] for path in named}
+    stems = {stem_of(path.name) for path in named}
     raw = [path for path, said in named.items() if _is_raw(path, folder, said, stems)]
+    if suffix in ("auto", "GM") and grey:
+        if suffix == "auto" and raw:
+            _say(
+                f"{folder}: {len(grey)} grey-matter maps are taken, and {len(raw)} T1w images are not. To prepare these instead, "
+                'set study.image = "T1w".'
+            )
+        return "grey-matter", dict(grey)
     return "T1w", dict.fromkeys(raw if suffix in ("auto", "T1w") else [])
 
 
 def _is_raw(path: Path, folder: Path, said: MapName | None, stems: set[str]) -> bool:
-    if not re.search(r"_T1w\.nii(\.gz)?$", path.name) or "space-" in path.name:
+    if RAW_NAME.search(path.name) is None or "space-" in path.name:
         return False
     # What SPM and CAT12 make of sub-01_T1w.nii is called p1sub-01_T1w.nii or wmsub-01_T1w.nii.
     made = "sub-" in path.name and not path.name.startswith("sub-")
@@ -175,13 +295,13 @@ def _is_raw(path: Path, folder: Path, said: MapName | None, stems: set[str]) -> 
 
 
 def _row_of_image(path: Path, folder: Path, said: MapName | None) -> dict[str, Any]:
-    stem = path.name.split(".")[0]
+    stem = stem_of(path.name)
     # SPM and CAT12 put a prefix before the name of the image they were given, which need not be a BIDS name.
     given = said.source if said is not None else stem
-    named = dict(ENTITY.findall(given))
+    named = entities(given)
     if (oasis := OASIS.match(given)) is not None:
         named, given = {"ses": oasis.group(2)}, oasis.group(1)
-    placed = dict(found for part in path.relative_to(folder).parts[:-1] for found in ENTITY.findall(part))
+    placed = {key: label for part in path.relative_to(folder).parts[:-1] for key, label in entities(part).items()}
     for entity in named.keys() & placed.keys():
         if named[entity] != placed[entity]:
             raise ScanError(
@@ -189,66 +309,26 @@ def _row_of_image(path: Path, folder: Path, said: MapName | None) -> dict[str, A
                 "Find out whose it is, and move or rename it.",
                 rule="folder and name disagree",
             )
-    entities = placed | named
-    source_id = f"sub-{entities['sub']}" if "sub" in entities else re.sub(r"_T1w$", "", given, flags=re.IGNORECASE)
+    both = placed | named
+    source_id = f"sub-{both['sub']}" if "sub" in both else re.sub(r"_T1w$", "", given, flags=re.IGNORECASE)
     subject = bids_label("sub", source_id)
     if not subject:
         raise ScanError(f"{path} has no letter or digit to name a subject by. Rename it.", rule="no subject")
-    session = bids_label("ses", entities["ses"]) if "ses" in entities else ""
+    session = bids_label("ses", both["ses"]) if "ses" in both else ""
+    _check_labels(subject, session, str(path))
     return {
         "scan_id": f"{subject}_{session}" if session else subject,
         "subject_id": subject,
         "session_id": session,
         "source_id": source_id,
         "path": path.absolute(),
-        "variant": said.kind if said is not None else SCAN_ENTITY.sub("", stem) if "sub" in named else "_T1w",
+        "variant": said.kind
+        if said is not None
+        else SCAN_ENTITY.sub("", stem).casefold()
+        if "sub" in named
+        else "_t1w",
         "rank": said.rank if said is not None else (len(MODULATIONS), False),
     }
-
-
-def _one_variant(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows of one kind of image only (one space, one resolution, one prefix): that of most scans, then the better one."""
-    if not rows:
-        return [], []
-    counted = Counter(variant for _, variant in {(row["scan_id"], row["variant"]) for row in rows})
-    ranks = {row["variant"]: row["rank"] for row in rows}
-    chosen = min(counted, key=lambda variant: (-counted[variant], ranks[variant], len(variant), variant))
-    tied = sorted(variant for variant, times in counted.items() if times == counted[chosen] and variant != chosen)
-    if tied:
-        others = ", ".join(f"'{variant.strip('_')}'" for variant in tied)
-        Console(stderr=True).print(
-            f"{rows[0]['path'].parent}: as many scans have maps of the kind {others} as of '{chosen.strip('_')}', which is "
-            "taken. For another, name the files in a table of paths.",
-            highlight=False,
-            markup=False,
-        )
-    kept = [row for row in rows if row["variant"] == chosen]
-    named = {row["scan_id"] for row in kept}
-    problems = []
-    for row in rows:
-        if row["scan_id"] not in named:
-            named.add(row["scan_id"])
-            reason = (
-                f"{row['path']} is another kind of image ('{row['variant'].strip('_')}') than most scans of the folder "
-                f"have ('{chosen.strip('_')}'). Make that kind for this scan too, or name the files in a table of paths."
-            )
-            problems.append(_problem(row["scan_id"], str(row["path"]), "other kind of image", reason))
-    return [{key: value for key, value in row.items() if key not in ("variant", "rank")} for row in kept], problems
-
-
-def _first_of_each(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    kept: dict[str, dict[str, Any]] = {}
-    problems = []
-    for row in rows:
-        if row["scan_id"] in kept:
-            reason = (
-                f"{row['path']} is a second image of {row['scan_id']}, for which {kept[row['scan_id']]['path']} is used. "
-                "Name the one you want in a table of paths, or give each its own session."
-            )
-            problems.append(_problem(row["scan_id"], str(row["path"]), "second image", reason))
-        else:
-            kept[row["scan_id"]] = row
-    return list(kept.values()), problems
 
 
 def _check_subjects(rows: Iterable[Mapping[str, Any]], place: Path) -> None:
@@ -265,94 +345,22 @@ def _check_subjects(rows: Iterable[Mapping[str, Any]], place: Path) -> None:
             )
 
 
-def _participants(folder: Path) -> tuple[pd.DataFrame | None, dict[str, Any]]:
-    path = folder / "participants.tsv"
-    columns: Any = {}
-    if not path.is_file():
-        return None, columns
-    table = read_tsv(path)
-    subject = pick(table, SUBJECT_COLUMNS, path)
-    if subject is None:
-        raise CohortError(f"{path} has the columns {', '.join(table.columns)}. It needs one called participant_id.")
-    table = table[~table[subject].isin(list(MISSING_WORDS))]
-    # The whole identifier is compared, not its letters and digits: 1.0 and 1-0 are not subject 10.
-    table = table.assign(**{subject: [bare_label("sub", value) for value in table[subject]]})
-    dictionary = path.with_suffix(".json")
-    if dictionary.is_file():
-        try:
-            columns = json.loads(dictionary.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CohortError(f"{dictionary} is not JSON: {error}. Mend or remove it.") from error
-        if not isinstance(columns, dict):
-            raise CohortError(f"{dictionary} is not a JSON object of columns. Mend or remove it.")
-    known = {_own_name(str(name)): value for name, value in columns.items() if name in table and name != subject}
-    return table.drop_duplicates().rename(columns={subject: "participant_id"}), known
-
-
-def _join(
-    rows: list[dict[str, Any]], participants: pd.DataFrame, folder: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    place = folder / "participants.tsv"
-    session = pick(participants, SESSION_COLUMNS, place)
-    known = {str(key): part for key, part in participants.groupby("participant_id")}
-    joined, problems, imaged = [], [], set()
-    for row in rows:
-        subject = bare_label("sub", row["source_id"])
-        imaged.add(subject)
-        try:
-            variables = _only_row(known.get(subject, participants.iloc[:0]), row, session, place)
-            of_session = _of_session(folder, row)
-        except ScanError as error:
-            problems.append(_problem(row["scan_id"], str(row["path"]), error.rule, str(error)))
-            continue
-        variables.pop("participant_id")
-        joined.append({_own_name(name): value for name, value in (variables | of_session).items()} | row)
-    for subject in sorted(set(known) - imaged):
-        label = bids_label("sub", subject) or f"sub-{subject}"
-        reason = f"{place} lists {label}, for whom there is no image. Add it, or remove the row."
-        problems.append(_problem(label, "", "absent image", reason))
-    return joined, problems
-
-
-def _only_row(table: pd.DataFrame, row: Mapping[str, Any], session: str | None, place: Path) -> dict[str, str]:
-    """The one row of a table that is this scan's; where the table has sessions, the row of the scan's session."""
-    if session is not None and row["session_id"]:
-        wanted = row["session_id"]
-        table = table[[value in MISSING_WORDS or bids_label("ses", value) == wanted for value in table[session]]]
-    if len(table) != 1:
-        rule = f"{'no row' if table.empty else 'several rows'} in {place.name}"
-        found = "no row" if table.empty else f"{len(table)} different rows"
-        raise ScanError(f"{place} has {found} for {row['scan_id']} ({row['source_id']}). Leave exactly one.", rule=rule)
-    only = {str(name): str(value) for name, value in table.iloc[0].items()}
-    return {name: value for name, value in only.items() if name != session}
-
-
-def _of_session(folder: Path, row: Mapping[str, Any]) -> dict[str, str]:
-    path = folder / row["source_id"] / f"{row['source_id']}_sessions.tsv"
-    if not row["session_id"] or not path.is_file():
-        return {}
-    table = read_tsv(path).drop_duplicates()
-    session = pick(table, SESSION_COLUMNS, path)
-    if session is None:
-        raise CohortError(f"{path} has the columns {', '.join(table.columns)}. It needs one called session_id.")
-    return _only_row(table, row, session, path)
-
-
-def _own_name(column: str) -> str:
-    return f"source_{column}" if column in RESERVED else column
-
-
-def _problem(scan_id: str, path: str, rule: str, reason: str) -> dict[str, str]:
-    return {"scan_id": scan_id, "path": path, "rule": rule, "reason": reason}
-
-
 def _hashed(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     hashed, problems = [], []
     for row in rows:
+        path = row["path"]
         try:
-            hashed.append(row | {"sha256": hash_file(row["path"]), "path": str(row["path"])})
+            size = path.stat().st_size
+            if size > MAX_IMAGE_BYTES:
+                reason = (
+                    f"{path} has {size} bytes; no scan has more than {MAX_IMAGE_BYTES}. Look what it is, and convert the scan "
+                    "again."
+                )
+                problems.append(problem(row["scan_id"], path, "plausible size", reason))
+                continue
+            hashed.append(row | {"sha256": hash_file(path), "path": str(path)})
         except OSError as error:
-            step = how_to_fetch(row["path"]) or "Fetch the file, or check its permissions."
-            reason = f"{row['path']} cannot be read: {error.strerror}. {step}"
-            problems.append(_problem(row["scan_id"], str(row["path"]), "unreadable image", reason))
+            step = how_to_fetch(path) or "Fetch the file, or check its permissions."
+            reason = f"{path} cannot be read: {error.strerror}. {step}"
+            problems.append(problem(row["scan_id"], path, "unreadable image", reason))
     return hashed, problems

@@ -57,7 +57,9 @@ def space_of(model: TrainedModel, latents: xr.Dataset, *, n_components: int, see
     """
     frame = frame_of(latents, n_components=n_components, seed=seed)
     grid, part = is_grid(latents), latents["part"].values
-    variance = np.exp(latents["log_var"].values.astype(np.float64)) @ np.square(frame.axes).T
+    # In blocks of scans: maps of latents are as large as images.
+    blocks = np.array_split(latents["log_var"].values, max(latents.sizes["scan"] // 64, 1))
+    variance = np.concatenate([np.exp(some.astype(np.float64)) @ np.square(frame.axes).T for some in blocks])
     named = [f"z{number:03d}" for number in range(len(frame.axes))] if grid else latents["latent"].values
     return LatentSpace(
         scans=latents.indexes["scan"],

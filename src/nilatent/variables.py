@@ -14,9 +14,13 @@ from nilatent.tables import MISSING_WORDS, RESERVED
 SEX_WORDS = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
 SEX_WORDS |= dict.fromkeys(("o", "other", "u", "unknown", "x"), "")
 MAX_AGE_YEARS = 120.0
+# Above this share of numbers, however written, a column of words was meant as numbers.
+NEARLY = 0.5
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # 007 is a code, not a number.
 CODE = re.compile(r"[+-]?0\d")
+# Digits and what people put between them: a decimal comma, marks of thousands, a sign from a word processor.
+WRITTEN = re.compile(r"[-+\u2212]?\s?(\d[\d\s.,'\u2019_]*|[.,]\d+)\s?%?")
 
 
 def check_age(table: pd.DataFrame, columns: Mapping[str, Any], place: str) -> None:
@@ -142,6 +146,44 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
         )
         typed_columns[column] = filled
     return pd.DataFrame(typed_columns, index=table.index)
+
+
+def nearly_numbers(table: pd.DataFrame) -> list[str]:
+    """A sentence for every column that is words, though nearly all that stands in it are numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`typed`, by ``scan_id``.
+
+    Returns
+    -------
+    list[str]
+        Names the column, the first cell that is no number, and its scan.
+
+    Examples
+    --------
+    >>> said = nearly_numbers(pd.DataFrame({"bmi": ["21.5", "23,5"], "code": ["007", "8"]}, index=["sub-1", "sub-2"]))
+    >>> [line.partition(":")[0] for line in said]
+    ["The column 'bmi' is read as words, not numbers"]
+    """
+    said = []
+    for name in table.columns:
+        values = table[name].dropna()
+        if name in RESERVED or values.empty or pd.api.types.is_numeric_dtype(values):
+            continue
+        words = values.astype(str)
+        # A number without end, such as 1e999, has the form of one and is none.
+        numbers = words.map(lambda word: _number(word) is not None).astype(bool)
+        if numbers.all() or words.str.match(CODE).any() or (numbers | words.str.fullmatch(WRITTEN)).mean() <= NEARLY:
+            continue
+        odd = words[~numbers]
+        said.append(
+            f"The column '{name}' is read as words, not numbers: {len(odd)} of its {len(words)} cells, such as "
+            f"'{odd.iloc[0]}' of {odd.index[0]}, {'is' if len(odd) == 1 else 'are'} no number as we read them. Write a decimal "
+            "point, no marks or spaces between digits, and n/a where a value is missing."
+        )
+    return said
 
 
 def _described(columns: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from nilatent.errors import FindingError
-from nilatent.provenance import atomic
+from nilatent.provenance import HEAD_BYTES, atomic, reserve
 from nilatent.volumes import Volumes
 
 __all__ = ["Viewed", "encoded_bytes", "read_viewed", "view", "viewing_order", "write_viewed"]
@@ -256,6 +256,7 @@ def write_viewed(viewed: Viewed, folder: Path) -> Path:
     squeezed = {name: {"zlib": True, "complevel": 4} for name in ("original", "model")}
     path = Path(folder) / FILE
     with atomic(path) as temporary:
+        reserve(temporary, data.nbytes + HEAD_BYTES)
         data.to_netcdf(temporary, engine="h5netcdf", encoding=squeezed)
     return path
 

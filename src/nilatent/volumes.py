@@ -19,7 +19,7 @@ from nilatent.cohort import Cohort
 from nilatent.errors import GridError, SettingError
 from nilatent.grid import Grid, average_to_grid, brain_mask, gm_mask, template, template_array
 from nilatent.progress import track
-from nilatent.provenance import atomic, hash_file, hash_values, read_json, write_json
+from nilatent.provenance import atomic, hash_file, hash_values, read_json, reserve, write_json
 
 __all__ = [
     "Grid",
@@ -178,6 +178,7 @@ def pack(cohort: Cohort, grid: Grid, folder: Path, *, mask: npt.NDArray[np.bool_
     shape = (len(cohort.scans), *grid.shape)
     with atomic(folder / "volumes.npy") as temporary:
         data = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]
+        reserve(temporary)
         paths = zip(cohort.scans.index, cohort.scans["path"], strict=True)
         for row, (scan_id, path) in enumerate(track(paths, total=len(cohort.scans), label="pack")):
             data[row] = _read_map(path, grid, place=f"Scan {scan_id} ({path})")

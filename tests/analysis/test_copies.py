@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, kstest
 
+from nilatent.analysis import copies
 from nilatent.analysis.copies import are_copies, check_copies, fit_copy_rule, tail_p
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import LatentsError
@@ -36,6 +37,26 @@ def check(space, scans, samples):
     rule = fit_copy_rule(space, lambda rows: scans[rows])
     unseen = np.flatnonzero(space.unseen)
     return check_copies(rule, samples, scans[unseen], drawn(space, space.values[unseen]))
+
+
+@pytest.mark.parametrize(("held", "same"), [(60, True), (20, False)])
+def test_scans_that_are_read_block_by_block_give_what_all_at_once_give(rng, monkeypatch, held, same):
+    space, scans = sound(rng)
+    # A second scan of the last subject: 61 scans of 60 subjects.
+    space = replace(space, training=np.arange(90) < 61, unseen=np.arange(90) > 60)
+    space.subjects[60] = space.subjects[59]
+    samples = np.concatenate([drawn(space, rng.normal(size=(20, 6))), scans[[7, 41]]])
+    whole = check(space, scans, samples)
+    monkeypatch.setattr(copies, "MAX_HELD", held)
+    monkeypatch.setattr(copies, "BLOCK", 13)
+    blocks = check(space, scans, samples)
+    # The scan that is nearest is found among all, whoever says what is normal.
+    np.testing.assert_array_equal(blocks.samples.row[-2:], [7, 41])
+    assert blocks.flagged[-2:].all()
+    np.testing.assert_allclose(blocks.samples.distance, whole.samples.distance, rtol=1e-4)
+    assert blocks.elsewhere == whole.elsewhere
+    assert len(blocks.training_ratio) == held
+    assert np.allclose(blocks.samples.p, whole.samples.p, atol=0.02) == same
 
 
 def test_ratio_is_that_of_a_naive_search(rng):
@@ -168,7 +189,7 @@ def test_alpha_neighbours_and_units_matter_as_they_should(rng):
     rule = fit_copy_rule(space, lambda rows: scans[rows], alpha=0.2)
     assert binom.sf(rule.flag(images).sum(), 300, 0.01) < 1e-3
     fewer = fit_copy_rule(space, lambda rows: scans[rows], alpha=0.2, n_neighbours=2)
-    assert (fewer.nearest(images)[1] != rule.nearest(images)[1]).any()
+    assert (fewer.judge(images).ratio != rule.judge(images).ratio).any()
     louder = replace(space, draw_latents=lambda latents, _: iter([100 * drawn(space, latents)]))
     scaled = fit_copy_rule(louder, lambda rows: 100 * scans[rows], alpha=0.2)
     np.testing.assert_array_equal(scaled.flag(100 * images), rule.flag(images))

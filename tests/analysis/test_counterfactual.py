@@ -248,9 +248,8 @@ def folds_of(made, change, others):
     folds = []
     for number, space in enumerate(made.spaces):
         judged = np.flatnonzero(space.unseen[people.rows])
-        rows, images = people.rows[judged], made.volumes.masked(people.rows[judged])
-        own = np.arange(len(rows))
-        decoded = decode(space, made.scans, rows, change, readout, images, own, others=others, site="")
+        rows, images_of = people.rows[judged], made.volumes.masked
+        decoded = decode(space, made.scans, rows, change, readout, images_of, rows, others=others, site="")
         steep = jacobian(space, made.scans, rows, readout)
         unseen = space.unseen[people.rows]
         folds.append(
@@ -397,14 +396,30 @@ def test_batches_of_the_decoder_change_nothing(world):
     made = world(n=30)
     one = replace(made.spaces[0], draw_latents=lambda latents, _: (row[None] for row in _all(made.spaces[0], latents)))
     readout, rows = readout_matrix(made.weights, 1.0), np.flatnonzero(made.spaces[0].unseen)
-    images = made.volumes.masked(rows)
     found = [
-        decode(space, made.scans, rows, Change("age", 10.0), readout, images, np.arange(len(rows)), others=(), site="")
+        decode(space, made.scans, rows, Change("age", 10.0), readout, made.volumes.masked, rows, others=(), site="")
         for space in (made.spaces[0], one)
     ]
     np.testing.assert_allclose(found[0].dosed, found[1].dosed, atol=1e-4)
     np.testing.assert_allclose(found[0].difference, found[1].difference, atol=1e-7)
     np.testing.assert_array_equal(found[0].own_changed, found[1].own_changed)
+
+
+def test_a_scan_that_is_not_among_the_candidates_is_sought_among_them_and_itself(world):
+    made = world(n=30)
+    space, readout, images_of = made.spaces[0], readout_matrix(made.weights, 1.0), made.volumes.masked
+    rows = np.flatnonzero(space.unseen)
+    sought = rows[::2]
+
+    def ask(some, among):
+        return decode(space, made.scans, some, Change("age", 10.0), readout, images_of, among, others=(), site="")
+
+    found = ask(rows, sought)
+    assert found.n_candidates == len(sought) + 1
+    alone = [ask(rows[[at]], np.union1d(sought, rows[at])) for at in range(len(rows))]
+    assert found.own_now.tolist() == [bool(one.own_now[0]) for one in alone]
+    assert found.own_changed.tolist() == [bool(one.own_changed[0]) for one in alone]
+    assert 0 < found.own_changed[1::2].mean() <= 1
 
 
 def _all(space, latents):

@@ -45,7 +45,7 @@ def linear_space(volumes, seen):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sick():
     volumes, cohort = volumes_of(SimulationConfig(**PEOPLE))
     weights = region_weights(load_atlas("aal2"), cohort.grid, volumes.mask)

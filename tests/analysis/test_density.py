@@ -95,11 +95,11 @@ def test_a_mixture_that_is_asked_for_is_given(rng: np.random.Generator) -> None:
 
 def test_one_gaussian_is_taken_for_a_gaussian() -> None:
     n_components = []
-    for seed in range(20):
+    for seed in range(10):
         x = np.random.default_rng(seed).normal(size=(120, 3)) @ np.diag([1.0, 10.0, 0.1])
         config = DensityConfig(max_components=2)
         n_components.append(len(fit_density(space_of(x), seed=seed, config=config).mixture.weights))
-    assert n_components.count(1) >= 19
+    assert n_components.count(1) >= 9
 
 
 def test_units_of_a_coordinate_change_nothing_but_its_units(rng: np.random.Generator) -> None:

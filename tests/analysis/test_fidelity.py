@@ -153,6 +153,15 @@ def test_only_the_first_scan_of_an_unseen_subject_counts(rng, grid):
     np.testing.assert_array_equal(first_of(twice[0], twice[0].unseen)[:3], [0, 4, 6])
 
 
+def test_of_very_many_subjects_some_are_compared_and_it_is_said(rng, grid, monkeypatch):
+    spaces, *rest = study(rng, grid, n=48)
+    assert not any("spread over all" in line for line in run(spaces, *rest).caveats)
+    monkeypatch.setattr("nilatent.analysis.fidelity.MAX_COMPARED", 14)
+    found = run(spaces, *rest)
+    assert row(found, "samples")["n_real"] == 2 * 14
+    assert sum("14 spread over all are compared" in line for line in found.caveats) == 1
+
+
 def test_too_few_unseen_subjects_are_a_reason_and_no_number(rng, grid):
     spaces, *rest = study(rng, grid)
     few = [replace(one, unseen=one.unseen & (np.arange(60) < 8)) for one in spaces]

@@ -161,5 +161,12 @@ def test_a_feature_that_hardly_varies_stays_quiet_unless_each_counts(rng):
     assert np.isfinite(measures.scale_of(flat, each=True)(flat)).all()
 
 
+def test_the_bandwidth_is_the_median_over_all_pairs(rng):
+    x = rng.normal(size=(9, 3))
+    scale = measures.scale_of(x, each=True)
+    apart = [np.linalg.norm(scale(x)[i] - scale(x)[j]) for i in range(9) for j in range(i)]
+    assert scale.bandwidth == pytest.approx(np.median(apart))
+
+
 def scale_spread(x, *, each):
     return measures.scale_of(x, each=each)(x).std(axis=0, ddof=1)

@@ -14,7 +14,7 @@ from nilatent.analysis.site_signal import call_labels
 from nilatent.errors import CohortError, LeakageError, SettingError
 from nilatent.finding import read_finding, write_finding
 
-CONFIG = HarmoniseConfig(site="site", covariates=("age", "sex"), n_permutations=200)
+CONFIG = HarmoniseConfig(site="site", covariates=("age", "sex"), n_permutations=120)
 N_SITES = 4
 
 

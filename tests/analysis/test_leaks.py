@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from nilatent.analysis import stats
-from nilatent.analysis.leaks import CLEAN, FOUND, NOT_CHECKED, LeaksConfig, leaks
+from nilatent.analysis.leaks import CLEAN, FOUND, NOT_CHECKED, LeaksConfig, images, leaks
 from nilatent.analysis.leaks.columns import cramers_v, told_by
 from nilatent.analysis.leaks.features import scaled_columns
 from nilatent.analysis.site_signal import call_labels, judge
@@ -113,6 +113,26 @@ def test_images_that_vary_in_few_ways_are_no_copies(audited, rng):
     ways = rng.normal(size=(3, *SHAPE))
     audited.images[:] = np.tensordot(rng.normal(size=(64, 3)), ways, axes=1) + 0.05 * rng.normal(size=(64, *SHAPE))
     assert audited.rows().loc["nearly the same image twice", "verdict"] == CLEAN
+
+
+def test_blocks_of_scans_find_the_pairs_that_all_at_once_would(rng, monkeypatch):
+    values = rng.normal(size=(60, 300)).astype(np.float32)
+    values[[9, 40, 41]] = values[3] + 0.05 * rng.normal(size=(3, 300))
+    values[17] = 1.0
+    left = values - values.mean(axis=0)
+    left -= left.mean(axis=1, keepdims=True)
+    expected = {}
+    for one in range(60):
+        for other in range(one + 1, 60):
+            r = left[one] @ left[other] / np.linalg.norm(left[one]) / np.linalg.norm(left[other])
+            if r > 0.9:
+                expected[one, other] = r
+    monkeypatch.setattr(images, "BLOCK", 7)
+    for usual in (2000, 12):
+        monkeypatch.setattr(images, "MAX_USUAL", usual)
+        found = images._correlated(lambda some: values[some], 60)
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 6
 
 
 def test_equal_regions_are_found_without_volumes(audited):

@@ -78,7 +78,7 @@ def model_says(kinds, folds, *, penalty=30.0, scale=1.0, harm=False):
     return told
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study():
     """Kinds, folds, what a model says, and the finding: read by many tests, changed by none."""
     rng = np.random.default_rng(3)

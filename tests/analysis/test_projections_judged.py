@@ -7,6 +7,7 @@ from sklearn.metrics import silhouette_score
 
 from nilatent.analysis import stats
 from nilatent.analysis.projections import judged as judged
+from nilatent.analysis.projections import made
 
 
 def naive_purity(values, codes, k):
@@ -140,3 +141,14 @@ def test_neighbours_of_ties_and_small_cohorts():
     near = judged.nearest(judged.distances(np.zeros((5, 2))), k=2)
     assert (near[0] == [1, 2]).all()
     assert not (near == np.arange(5)[:, None]).any()
+
+
+def test_of_very_many_scans_some_say_whether_a_map_repeats(rng, monkeypatch):
+    one = rng.normal(size=(80, 2))
+    other = one + 0.3 * rng.normal(size=(80, 2))
+    monkeypatch.setattr(made, "MAX_FIT_SCANS", 40)
+    some = np.linspace(0, 79, 40).round().astype(int)
+    distance, overlap, chance = made._repeated(one, other)
+    apart = [judged.distances(places[some]) for places in (one, other)]
+    assert (distance, overlap) == (judged.procrustes(one, other), judged.shared_neighbours(*apart, k=4))
+    assert chance == pytest.approx(4 / 39)

@@ -7,6 +7,7 @@ from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import PCA
 
 from nilatent.analysis.projections import judged as judged
+from nilatent.analysis.projections import maps
 from nilatent.analysis.projections.maps import (
     NoMapError,
     explained,
@@ -159,6 +160,12 @@ def test_one_dimension_and_few_scans(rng):
         fit_neighbours("umap", z[:15], z[:15, 0], seed=0)
     with pytest.raises(SettingError, match="map of 1 features"):
         place(fitted, np.zeros((3, 2)))
+
+
+def test_a_scan_has_no_more_neighbours_than_three_times_as_many_scans_carry(rng, monkeypatch):
+    monkeypatch.setattr(maps, "_fit_tsne", lambda _, begin, **settings: begin if settings else None)
+    tables = [rng.normal(size=(n, 2)) for n in (17, 18, 19, 200)]
+    assert [fit_neighbours("tsne", z, z[:, 0], seed=0).n_neighbours for z in tables] == [5, 5, 6, 30]
 
 
 def test_an_absent_package_is_named_with_its_extra(rng, monkeypatch):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import kstest, pearsonr
 
@@ -118,6 +119,21 @@ def test_permutations_stay_in_their_block_and_follow_the_seed():
     assert len(np.unique(orders, axis=0)) == 12
     np.testing.assert_array_equal(orders, stats.permutations(6, 200, seed=3, blocks=blocks))
     assert (orders != stats.permutations(6, 200, seed=4, blocks=blocks)).any()
+
+
+def test_draws_that_are_made_a_few_at_a_time_are_those_of_one_call(rng, monkeypatch):
+    top, bottom, blocks = rng.random(40), 1 + rng.random(40), rng.integers(3, size=40)
+    monkeypatch.setattr(stats, "BATCH_BYTES", 700)
+    orders = np.tile(np.arange(40, dtype=np.int32), (50, 1))
+    at_once = np.random.default_rng(3)
+    for block in range(3):
+        # Blocks are numbered as they come.
+        rows = np.flatnonzero(pd.factorize(blocks)[0] == block)
+        orders[:, rows] = at_once.permuted(orders[:, rows], axis=1)
+    np.testing.assert_array_equal(stats.permutations(40, 50, seed=3, blocks=blocks), orders)
+    counts = np.random.default_rng(4).multinomial(40, np.full(40, 1 / 40), size=2000)
+    found = stats.bootstrap_ratio(top, bottom, np.arange(40), seed=4)
+    np.testing.assert_allclose(found[1:], np.quantile((counts @ top) / (counts @ bottom), [0.025, 0.975]), rtol=1e-12)
 
 
 def test_permuted_r2_equals_least_squares(rng):

@@ -109,12 +109,18 @@ def test_a_slider_draws_what_the_decoder_gives_there(made: Made, page: Page) -> 
     # One of forty steps from end to end, which are four group differences apart.
     step = 0.1 * made.study.slides[number].direction.step
     assert np.allclose(values(sent.value), made.volume(made.decode(made.study.space.values[row] + step)), atol=1e-4)
-    assert picture(page, "moved") != before
+    moved = picture(page, "moved")
+    assert moved != before
     assert page.locator(f"#slider-{number} + small").text_content()
     expect(page.locator(f'output[for="slider-{number}"]')).to_have_text("0.10 × towards patient")
     with page.expect_response(re.compile("/api/decode")) as sent:
         page.select_option("#show", "change")
     assert np.allclose(values(sent.value), made.volume(step @ made.weights), atol=1e-4)
+    page.wait_for_selector(f'[data-panel="moved"][data-shown^="{scan} change"]')
+    # Differences have other colours, so the volume is read whole again; before, its numbers alone were put in place.
+    page.select_option("#show", "image")
+    page.wait_for_selector(f'[data-panel="moved"][data-shown^="{scan} image {{\\"{number}\\""]')
+    assert picture(page, "moved") == moved
 
 
 def test_a_group_drawn_by_hand_has_its_mean_and_names_stay_text(made: Made, page: Page) -> None:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,10 +14,15 @@ from playwright.sync_api import Locator, Page, expect
 from tests.report import conftest as run_folders
 
 from nilatent import report
+from nilatent.plots import style
+from nilatent.viewed import read_viewed, write_viewed
+from nilatent.volumes import Grid
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 OpenPage = Callable[..., Page]
+LOPSIDED = 11
+"""Row of the one scan that is bright on its left alone."""
 REGION = "Hippocampus_L"
 SECONDS = 60_000
 """Milliseconds that a machine with other work may take to draw volumes without a graphics card."""
@@ -27,8 +33,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose scans are of one grey each, with a region of the atlas in its tables."""
     made = run_folders.write_run(tmp_path_factory.mktemp("viewed"), "Hippocampus_L")
     run_folders.write_viewed_scans(made)
+    brighten_left(made / "findings" / "reconstruction", LOPSIDED)
     report.build(made)
     return made
+
+
+def brighten_left(place: Path, row: int) -> None:
+    """Give one embedded scan light where x is below 0 mm, and nothing elsewhere."""
+    viewed = read_viewed(place)
+    assert viewed is not None
+    x_mm = viewed.affine[0, 0] * np.arange(viewed.original.shape[1]) + viewed.affine[0, 3]
+    viewed.original[row] = np.where(x_mm < 0, 100, 0).astype(np.uint8)[:, None, None]
+    write_viewed(viewed, place)
 
 
 @pytest.fixture
@@ -97,6 +113,78 @@ def test_a_scan_that_is_not_embedded_says_so(page: Page) -> None:
         "sub-20 are not in this file, which holds 12 of 24 scans"
     )
     assert not viewer.locator(".volumes").is_visible()
+
+
+def coloured(place: Locator) -> np.ndarray:
+    """(row, column, channel) of what is seen of an element."""
+    return np.asarray(Image.open(io.BytesIO(place.screenshot())).convert("RGB")).astype(int)
+
+
+def test_left_is_where_the_letter_says(page: Page) -> None:
+    scan = f"sub-{LOPSIDED:02d}"
+    page.locator('#viewer [data-role="scan"]').select_option(scan)
+    expect(page.locator("#viewer")).to_have_attribute("data-shown", scan, timeout=SECONDS)
+    page.wait_for_timeout(500)
+    shot = coloured(page.locator('#viewer [data-kind="original"] canvas')).mean(axis=-1)
+    # Round corners show the paper of the page.
+    shot[:6] = 0
+    # The coronal view is above on the left, the axial one below it; in each corner stands the letter of its left side.
+    height, width = shot.shape[0] // 2, shot.shape[1] // 2
+    for view in (shot[:height, :width], shot[height - 25 : int(0.8 * shot.shape[0]), :width]):
+        assert spells_l(view[:50, :40] > 200)
+        middle = view[50:-20]
+        left, right = middle[:, : width // 2 - 5], middle[:, width // 2 + 5 :]
+        assert np.median(left) == pytest.approx(100, abs=3)
+        assert np.median(right) == pytest.approx(0, abs=3)
+
+
+def spells_l(ink: np.ndarray) -> bool:
+    """Whether the first letter is an L: a whole stem on its left, a foot, and nothing above the foot. An R has a bow."""
+    rows = np.flatnonzero(ink.any(axis=1))
+    columns = np.flatnonzero(ink[rows[0] : rows[-1] + 1].any(axis=0))
+    gaps = np.flatnonzero(np.diff(columns) > 1)
+    letter = ink[rows[0] : rows[-1] + 1, columns[0] : columns[gaps[0]] + 1]
+    upper = letter[: -len(letter) // 3]
+    return bool(upper.any(axis=1).all() and letter[-2:, -2:].any() and not upper[:, -2:].any())
+
+
+def test_a_map_is_drawn_on_its_side_in_the_colours_of_its_bar(page: Page, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    assert page.evaluate("typeof window.niivue") == "undefined"
+    page.locator('#lrcp [data-role="map"]').select_option("lrcp/minus_log10_p")
+    box = page.locator("#map-viewer")
+    expect(box).to_have_attribute("data-shown", "lrcp/minus_log10_p 1.301", timeout=SECONDS)
+    expect(box.locator('[data-role="place"]')).to_contain_text("mm: 2.5")
+    page.wait_for_timeout(500)
+    shot = coloured(box.locator("canvas"))
+    map_ink = np.ptp(shot, axis=-1) > 60
+    crosshair = (shot[..., 0] > shot[..., 1] + 20) & (shot[..., 1] > shot[..., 2])
+    ink = shot[map_ink & ~crosshair]
+    assert len(ink) > 100
+    # The colour of 2.5 on a bar that ends at 3, and nothing between it and the template.
+    colour = 255 * np.array(mpl.colormaps[style.AMOUNT_MAP](2.5 / 3)[:3])
+    assert (np.abs(ink - colour).max(axis=1) <= 6).all()
+    axial = (map_ink & ~crosshair)[:, : shot.shape[1] // 3].any(axis=0)
+    grid = Grid.mni(6.0)
+    assert (grid.affine @ [11, 0, 0, 1])[0] < 0
+    grey = (np.ptp(shot, axis=-1) == 0) & (shot[..., 0] > 30)
+    head = np.flatnonzero(grey[25:, : shot.shape[1] // 3].any(axis=0))
+    assert np.flatnonzero(axial).max() < (head[0] + head[-1]) / 2
+    with page.expect_download() as download:
+        box.get_by_role("button", name="Save as NIfTI").click()
+    download.value.save_as(tmp_path / "one.nii")
+    image = nib.load(tmp_path / "one.nii")
+    np.testing.assert_allclose(image.get_fdata()[8:12, 12:18, 10:14], 2.5, atol=1e-4)
+    np.testing.assert_allclose(image.affine, grid.affine)
+    assert np.count_nonzero(image.get_fdata()) == 96
+    box.locator('[data-role="threshold"]').fill("2.6")
+    box.locator('[data-role="threshold"]').press("Enter")
+    expect(box).to_have_attribute("data-shown", "lrcp/minus_log10_p 2.6", timeout=SECONDS)
+    expect(box.locator('[data-role="said"]')).to_contain_text("No value is as far from 0 as 2.6")
+    page.wait_for_timeout(500)
+    shot = coloured(box.locator("canvas"))
+    assert not (np.abs(shot - colour).max(axis=-1) <= 6).any()
 
 
 def test_saved_volume_is_the_scan(page: Page, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@ import http.client
 import json
 import socket
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import quote
 
 import numpy as np
@@ -12,7 +14,7 @@ from tests.explore.made import HOSTILE, SHAPE, Asking, Made, make
 
 from nilatent.explore.answers import Answers
 from nilatent.explore.drawing import Drawer
-from nilatent.explore.server import MAX_BODY, Server
+from nilatent.explore.server import MAX_BODY, MAX_OPEN, Server
 
 HEADER = 352
 
@@ -187,7 +189,7 @@ def test_a_mean_of_nobody_knows_whom_is_refused(ask: Asking, body: object, expec
     assert ask("POST", "/api/mean", body)[0] == expected
 
 
-def test_methods_types_and_sizes(ask: Asking, server: Server) -> None:
+def test_methods_types_and_sizes(ask: Asking, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     for method in ("PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "PATCH"):
         assert ask(method, "/api/study")[0] == 405
     assert ask("POST", "/api/study", {})[0] == 405
@@ -208,9 +210,47 @@ def test_methods_types_and_sizes(ask: Asking, server: Server) -> None:
         with socket.create_connection(("127.0.0.1", ask.port), timeout=10) as link:
             link.sendall(f"{head}Content-Type: application/json\r\n{wrong}\r\n\r\n".encode())
             assert link.makefile("rb").read().startswith(b"HTTP/1.1 411")
-    with socket.create_connection(("127.0.0.1", ask.port), timeout=10) as link:
-        link.sendall(b"nonsense\r\n\r\n")
-        assert b'{"error"' in link.makefile("rb").read()
+    for nonsense in (b"nonsense\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", b"GET /\r\n", b"\x00\xff\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", ask.port), timeout=10) as link:
+            link.sendall(nonsense)
+            link.shutdown(socket.SHUT_WR)
+            assert b'{"error"' in link.makefile("rb").read()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_question_that_comes_in_drops_is_ended_and_holds_up_nobody(
+    ask: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_connection(("127.0.0.1", ask.port), timeout=10) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert ask("GET", "/api/study")[0] == 200
+        monkeypatch.setattr("nilatent.explore.server.IDLE_SECONDS", 0.2)
+        assert drip_seconds(slow, at_most=10) < 5
+
+
+def drip_seconds(link: socket.socket, *, at_most: float) -> float:
+    """How long a connection takes in one byte after another."""
+    begin = time.monotonic()
+    with suppress(OSError):
+        while time.monotonic() < begin + at_most:
+            link.sendall(b"x")
+            time.sleep(0.01)
+    return time.monotonic() - begin
+
+
+def test_a_question_that_is_being_answered_may_take_its_time(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nilatent.explore.server.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("nilatent.explore.answers.scan_volume", lambda *_: time.sleep(0.4) or np.zeros(SHAPE))
+    assert ask("GET", f"/api/scan?scan={SCAN}")[0] == 200
+
+
+def test_of_too_many_connections_the_one_that_waits_longest_makes_room(ask: Asking) -> None:
+    held = [socket.create_connection(("127.0.0.1", ask.port), timeout=10) for _ in range(MAX_OPEN + 1)]
+    assert held[0].recv(1) == b""
+    assert ask("GET", "/api/study")[0] == 200
+    assert threading.active_count() < MAX_OPEN + 20
+    for link in held:
+        link.close()
 
 
 def test_every_answer_shuts_the_browser_in(ask: Asking) -> None:

@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nilatent.models.layers import NormSilu, double_to_few, halve, interpolate, to_few
+from nilatent.models.layers import NormSilu, convolve, double_to_few, halve, interpolate, to_few
 
 SHAPES = [(15, 17, 13), (8, 12, 9), (7, 5, 10), (6, 8, 11), (1, 1, 1), (2, 1, 3)]
 
@@ -30,6 +31,26 @@ def test_halving_is_the_plain_strided_convolution(shape: tuple[int, int, int], s
         lambda x, w: functional.conv3d(x, w, stride=2, padding=size // 2),
         *(torch.randn(2, 1, *shape), torch.randn(4, 1, size, size, size)),
     )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("settings", [{"padding": 1}, {"padding": 1, "stride": (2, 1, 2), "bias": False}], ids=str)
+def test_a_single_volume_goes_the_quick_way_and_gets_what_the_layer_gives(
+    shape: tuple[int, int, int], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Conv3d(8, 12, 3, **settings)
+    x = torch.randn(1, 8, *shape)
+    expected = layer(x)
+    one = convolve(layer, x)
+    assert one.requires_grad
+    assert torch.equal(one, expected)
+    two = torch.cat([x, -x])
+    with torch.inference_mode():
+        assert torch.equal(convolve(layer, two), layer(two))
+        monkeypatch.setattr(nn.Conv3d, "forward", None)
+        near = x.contiguous(memory_format=torch.channels_last_3d)
+        for given in (x, near):
+            torch.testing.assert_close(convolve(layer, given), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -126,6 +126,11 @@ def test_half_precision_leaves_the_linear_part_exact(make: Make, scans: torch.Te
         ({"perceptual": 2.0}, "concerns spatial_vae only"),
         ({"condition": ("age", "age")}, "each column once"),
         ({"align_weight": 2.0}, "model.align is empty"),
+        ({"channels": (4,)}, "two to 10 levels"),
+        ({"channels": (4,) * 11}, "is 11 levels; give two to 10"),
+        ({"channels": (4, 6)}, "each a multiple of 4"),
+        ({"name": "vae", "beta": float("nan")}, "beta is nan; it is a finite number"),
+        ({"name": "vae", "sigma": float("inf")}, "sigma is inf; it is a finite number"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], said: str) -> None:

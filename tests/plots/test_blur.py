@@ -48,11 +48,12 @@ def test_charts_show_the_values_of_the_finding(finding: Finding) -> None:
         expected = finding.data[measure].dropna("approach").values
         np.testing.assert_allclose(drawn, expected)
     words = [label.get_text() for label in charts[0].get_xticklabels()]
-    assert words[0] == "finer\nthan 8 mm\n(1 %)"
+    assert words[0] == "finer\nthan\n8 mm\n(1 %)"
 
 
 def test_slices_are_upright_marked_and_named(finding: Finding) -> None:
-    slices = plot.draw(finding).axes[3:]
+    *slices, bar = plot.draw(finding).axes[3:]
+    assert bar.get_ylabel() == "value of a\nvoxel"
     assert [axes.get_title(loc="left") for axes in slices][:2] == ["scan sub-\\$1\\$", "reconstruction"]
     for axes, values in zip(slices, finding.data["slices"].values, strict=True):
         np.testing.assert_allclose(axes.images[0].get_array(), values.T)

@@ -71,7 +71,7 @@ def test_lines_are_the_courses_and_the_visits_with_a_gap_between_subjects(findin
     drawn = longitudinal.draw(finding)
     first = drawn.axes[0]
     assert first.get_title(loc="left") == "AD:a \\$x\\$"
-    assert first.get_ylabel() == "direction"
+    assert first.get_ylabel() == "place along it"
     of_visits, course = first.lines[:2]
     np.testing.assert_allclose(of_visits.get_xdata(), [0, 1, np.nan, 0])
     np.testing.assert_allclose(of_visits.get_ydata()[:2], finding.data["visit_value"][0, :2])

@@ -108,7 +108,7 @@ def test_relations_are_those_of_the_latents(whole: Finding) -> None:
 def test_quality_shows_all_scans_but_of_pls_the_others(whole: Finding) -> None:
     axes = projections.draw_quality(whole).axes[0]
     heads = [text.get_text().replace("\n", " ") for text in axes.get_xticklabels()]
-    assert heads[4:] == ["neighbours: age (R²)", "neighbours: dx", "silhouette: dx"]
+    assert heads[4:] == ["neigh- bours: age (R²)", "neigh- bours: dx", "silhouette: dx"]
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == ["all dimensions of latents", "PLS of latents, others only", "all dimensions of regional means"]
     of_pls = [text.get_text() for text in axes.texts if text.get_position()[1] == 1]

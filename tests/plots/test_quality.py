@@ -26,7 +26,7 @@ def test_a_constant_measure_is_left_out() -> None:
 def test_nothing_to_show_is_said_in_words() -> None:
     drawn = quality.draw(TABLE[["scan_id", "tiv_ml", "flags"]])
     assert "varies" in drawn.axes[0].texts[0].get_text()
-    assert drawn.axes[0].texts[0].get_color() == style.QUIET
+    assert drawn.axes[0].texts[0].get_color() == style.INK
 
 
 def test_every_measure_has_a_name_and_is_looked_at_from_its_bad_side() -> None:

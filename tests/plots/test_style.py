@@ -1,5 +1,7 @@
+import importlib
 import itertools
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
@@ -57,3 +59,25 @@ def test_drawing_leaves_global_settings_alone() -> None:
     before = dict(rcParams)
     style.to_svg(style.message("nothing"))
     assert dict(rcParams) == before
+
+
+FINDINGS = sorted(
+    path.stem
+    for path in Path(style.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "style", "brain", "mosaic")
+)
+
+
+@pytest.mark.parametrize("stem", FINDINGS)
+def test_every_plot_is_a_function_with_a_caption_and_a_test(stem: str) -> None:
+    """The figures of its test are held against the sizes of print by the fixture beside this file."""
+    draw = importlib.import_module(f"nilatent.plots.{stem}").draw
+    assert draw.__doc__.splitlines()[0].endswith(".")
+    assert draw.__annotations__["return"] is Figure
+    assert Path(__file__).with_name(f"test_{stem}.py").is_file()
+
+
+def test_text_of_wide_figures_keeps_six_points_in_print() -> None:
+    smallest = min(style.STYLE[name] for name in style.STYLE if name.endswith("size"))
+    assert smallest * style.COLUMN_INCHES / style.WIDEST_INCHES >= style.SMALLEST_POINTS
+    assert style.STYLE["svg.fonttype"] == "none"

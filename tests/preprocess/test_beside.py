@@ -143,6 +143,21 @@ def test_movement_affine_and_warp_are_one_interpolation(tmp_path, rng, found, wa
     assert str(tmp_path) not in json.dumps(record)
 
 
+def test_an_image_that_changed_since_the_cohort_was_read_is_left_out(tmp_path, rng, found):
+    rows = {}
+    for scan in ("sub-1", "sub-2"):
+        t1, place = a_t1(tmp_path, rng, scan=scan)
+        rows[scan] = (t1, place.modelled, flair(tmp_path, rng, scan=scan))
+    read = cohorts(rows)
+    flair(tmp_path, rng, scan="sub-2")
+    made, failed = prepare_beside(*read, "x", "FLAIR", tmp_path / "x", CONFIG)
+    assert list(made.scans.index) == ["sub-1"]
+    assert failed[["scan_id", "rule"]].to_numpy().tolist() == [["sub-2", derivative.UNCHANGED]]
+    assert not list((tmp_path / "x").rglob("sub-2_*"))
+    made, failed = prepare_beside(*cohorts(rows), "x", "FLAIR", tmp_path / "x", CONFIG)
+    assert list(made.scans.index) == ["sub-1", "sub-2"]
+
+
 def test_values_with_a_unit_are_kept_and_units_are_not_mixed(tmp_path, rng, found):
     rows = {}
     for scan in ("sub-1", "sub-2"):

@@ -66,6 +66,26 @@ def test_a_failure_is_one_outcome_and_each_job_is_done_once_in_one_thread(schedu
         assert len((tmp_path / str(job)).read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_a_job_that_takes_a_whole_worker_has_its_threads_for_itself(scheduler, tmp_path):
+    def work(job):
+        import numpy  # noqa: F401
+        from threadpoolctl import threadpool_info
+
+        start = time.time()
+        time.sleep(0.4)
+        threads = max(pool["num_threads"] for pool in threadpool_info())
+        (tmp_path / str(job)).write_text(f"{os.getpid()} {start} {time.time()} {threads}")
+
+    with workers_for(Path(scheduler), 2, "--nthreads", "2"):
+        assert outcomes(work, range(6), scheduler, replace(DEMANDS, whole_worker=True)) == dict.fromkeys(range(6))
+    found = [tuple(map(float, (tmp_path / str(job)).read_text().split())) for job in range(6)]
+    assert len({pid for pid, *_ in found}) == 2
+    assert {threads for *_, threads in found} == {2}
+    for pid, start, _, _ in found:
+        assert sum(one == pid and since <= start < until for one, since, until, _ in found) == 1
+
+
 def test_a_killed_worker_loses_nobody_and_a_scan_that_kills_is_listed(scheduler, tmp_path):
     def work(job):
 

@@ -7,7 +7,18 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from nilatent.errors import ScanError
-from nilatent.preprocess import intensity, registration, resampling, rigid, space, t1, tissue, warping, within
+from nilatent.preprocess import (
+    derivative,
+    intensity,
+    registration,
+    resampling,
+    rigid,
+    space,
+    t1,
+    tissue,
+    warping,
+    within,
+)
 from nilatent.provenance import hash_file, read_json
 from nilatent.volumes import Grid, template_array
 
@@ -117,7 +128,20 @@ def test_a_visit_without_a_brain_drops_out_and_is_tried_again(visits, tmp_path, 
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_another_person_among_the_visits_is_left_out_or_refused(visits, tmp_path, rng):
+def test_a_visit_that_changed_since_the_cohort_was_read_drops_out(visits, tmp_path, monkeypatch):
+    place_as_known(monkeypatch, [visits[0], visits[2]])
+    job = job_of([visits[0], replace(visits[1], sha256="of other bytes"), visits[2]], tmp_path / "out")
+    within.make_template(job)
+    assert set(within.shared(job)) == {visits[0].scan_id, visits[2].scan_id}
+    rule, reason = within.failed_visits(job)[visits[1].scan_id]
+    assert rule == derivative.UNCHANGED
+    assert visits[1].source in reason
+    assert not within.is_made(job)
+
+
+def test_another_person_among_the_visits_is_left_out_or_refused(visits, tmp_path, rng, monkeypatch):
+    # The smallest hash of all, so that the first round starts at the stranger.
+    monkeypatch.setattr(derivative, "check_unchanged", lambda *_: None)
     brain = template_array("t1", 6.0)
     other = np.where(brain > 0, ndimage.gaussian_filter(rng.random(brain.shape), 1.5), 0).astype(np.float32)
     stranger = replace(visits[1], path=tmp_path / "stranger.nii.gz", sha256="0")

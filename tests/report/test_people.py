@@ -18,7 +18,7 @@ def test_cohort_table_counts_persons_once() -> None:
     patients, rest = people.cohort_table(scans, group="dx").to_dict("records")
     assert (patients["n_scans"], patients["n_subjects"], patients["women"], patients["men"]) == (3, 2, 1, 1)
     assert patients["age"] == "24.0 ± 5.3"
-    assert patients["age_range"] == "20.0 to 30.0"
+    assert patients["age_range"] == "20 to 30"
     assert (rest["n_scans"], rest["unknown"]) == (1, 1)
 
 

@@ -18,6 +18,9 @@ from nilatent.report import study
         ('exclude = "C:\\\\Users\\\\someone\\\\list.txt"', 'exclude = "…/list.txt"'),
         ("start_from = '/home/Jane Doe/runs/model'", "start_from = '…/model'"),
         ("at \\\\server\\share\\scan.nii is damaged", "at …/scan.nii is damaged"),
+        ("/home/Jane Doe/my study/sub-01_T1w.nii.gz is empty", "…/sub-01_T1w.nii.gz is empty"),
+        ("C:\\Users\\Jane Doe\\my study\\scan.nii: bad", "…/scan.nii: bad"),
+        ("/data/a.nii.gz moves 3 mm/s, or /data/b does", "…/a.nii.gz moves 3 mm/s, or …/b does"),
     ],
 )
 def test_folders_are_cut_off_paths_and_nothing_else(text: str, shown: str) -> None:

@@ -84,7 +84,7 @@ def test_every_subject_has_a_page_and_a_place_in_the_index(built: list[Path]) ->
     index, *pages = built
     assert (index.parent.name, index.name) == ("subjects", "index.html")
     assert {page.name for page in pages} == {f"sub-{number:02d}.html" for number in range(N)}
-    targets = re.findall(r'<th scope="row"><a href="([^"]+)"', index.read_text(encoding="utf-8"))
+    targets = re.findall(r'<th scope="row"[^>]*><a href="([^"]+)"', index.read_text(encoding="utf-8"))
     assert targets == [page.name for page in pages]
     assert targets[0] == "sub-03.html"
     assert 'href="index.html"' in pages[0].read_text(encoding="utf-8")
@@ -118,9 +118,9 @@ def test_text_from_data_is_escaped_names_keep_apart_and_scans_of_one_share_a_pag
     assert {page.parent for page in pages} == {tmp_path / "subjects"}
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert "<script" not in text
+        assert text.count("<script") == len(subjects.SCRIPTS)
         assert "<img src=x" not in text
-        assert "default-src 'none'" in text
+        assert "default-src 'none'" in html.unescape(text)
         assert not re.search(r'(?:src|href)="(?!data:|#|[A-Za-z0-9_-]+\.html)', text)
     both = next(page for page in pages if page.name == "s9.html").read_text(encoding="utf-8")
     assert both.count("<h2>sub-09</h2>") == both.count("<h2>sub-12</h2>") == 1

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.conftest import once
 
+from nilatent import cli
 from nilatent.simulate import SimulationConfig, simulate
 
 SETTINGS = """
@@ -58,9 +60,8 @@ n_bootstrap = 100
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-six simulated subjects on a coarse grid, with planted atrophy."""
-    return simulate(
-        tmp_path_factory.mktemp("bids") / "simulated", SimulationConfig(n_subjects=26, seed=3, spacing_mm=6.0)
-    )
+    config = SimulationConfig(n_subjects=26, seed=3, spacing_mm=6.0)
+    return once("bids", lambda root: simulate(root / "simulated", config), tmp_path_factory) / "simulated"
 
 
 @pytest.fixture
@@ -88,6 +89,24 @@ def nilatent(settings: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def here(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same command line in this process, where everything is imported already."""
+
+    def call(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        words = ["nilatent", command, *map(str, arguments), *(["--config", str(settings)] if command == "run" else [])]
+        monkeypatch.setattr(sys, "argv", words)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(words, int(stop.value.code or 0), said.out, said.err)
 
     return call
 

@@ -84,7 +84,7 @@ def heads(tmp_path) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def simulated(tmp_path_factory) -> dict[str, Path]:
     """Maps and heads, over sessions and sites."""
     root = tmp_path_factory.mktemp("simulated")
@@ -92,7 +92,7 @@ def simulated(tmp_path_factory) -> dict[str, Path]:
     return {
         "maps": simulate(root / "maps", SimulationConfig(spacing_mm=6.0, n_subjects=2)),
         "visits": simulate(root / "visits", SimulationConfig(spacing_mm=5.5, **several)),
-        "heads": simulate(root / "heads", SimulationConfig(kind="t1", spacing_mm=6.0, n_subjects=1)),
+        "heads": simulate(root / "heads", SimulationConfig(kind="t1", native_spacing_mm=4.0, n_subjects=1)),
     }
 
 
@@ -204,9 +204,10 @@ def test_variables_that_contradict_their_description_are_written_validly(simulat
 
 
 @pytest.mark.slow
-def test_the_real_t1_recipe_writes_a_valid_data_set(simulated, tmp_path):
+def test_the_real_t1_recipe_writes_a_valid_data_set(tmp_path):
     pytest.importorskip("ants")
-    done = prepare(read_cohort([simulated["heads"]], suffix="T1w"), tmp_path / "out", T1)
+    heads = simulate(tmp_path / "heads", SimulationConfig(kind="t1", n_subjects=1))
+    done = prepare(read_cohort([heads], suffix="T1w"), tmp_path / "out", T1)
     assert done.excluded.empty
     assert findings(tmp_path / "out") == []
     found = layout(tmp_path / "out", is_derivative=True)

@@ -14,7 +14,7 @@ COARSE = SimulationConfig(kind="t1", native_spacing_mm=4.0, n_subjects=2, noise=
 HEALTHY = Visit(site=0, atrophy=0.0, head_size=0.8, gm_factor=1.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def head() -> Head:
     return base_head(COARSE)
 

@@ -9,7 +9,7 @@ from nilatent.simulate import SimulationConfig
     [
         ({"kind": "pet"}, "kind is one of gm, t1, got 'pet'"),
         ({"confounded": "sex"}, "confounded is one of none, age, site"),
-        ({"n_subjects": 0}, "n_subjects lies between 1 and 9999, got 0"),
+        ({"n_subjects": 0}, "n_subjects lies between 1 and 99999, got 0"),
         ({"seed": -1}, "seed lies between"),
         ({"spacing_mm": 0.5}, "spacing_mm lies between 1 and 6"),
         ({"spacing_mm": float("nan")}, "spacing_mm lies between 1 and 6, got nan"),

@@ -131,8 +131,12 @@ def test_the_folder_knows_its_scans_and_how_they_were_made(
 def test_other_weights_are_another_model(trained: TrainedModel, tmp_path: Path) -> None:
     with torch.no_grad():
         next(trained.module.parameters()).add_(1.0)
-    write_tensors(tmp_path / "model" / "weights.safetensors", trained.module.state_dict(), {"format_version": 2})
-    assert load_model(tmp_path / "model").content_hash != trained.content_hash
+    folder = tmp_path / "model"
+    write_tensors(folder / "weights.safetensors", trained.module.state_dict(), {"format_version": 2})
+    with pytest.raises(ModelError, match=r"weights\.safetensors is not as it was written"):
+        load_model(folder)
+    edited(folder, table="", key="sha256", value={})
+    assert load_model(folder).content_hash != trained.content_hash
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -17,8 +17,9 @@ Carlini et al. 2023, arXiv:2301.13188 (nearest distance relative to the next one
 likelihood estimation of intrinsic dimension (the law of the ratio).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,8 @@ TAIL_SHARE, MIN_TAIL, MAX_TAIL = 0.25, 10, 50
 SMALLEST_RATIO = 1e-6
 MAX_SHARE = 0.1
 """Share of flagged samples that is put down to a threshold known from few subjects; calibrated in the tests."""
+MAX_HELD, BLOCK = 1000, 256
+"""Up to so many training scans all are held, beyond it blocks of so many; the reference is of at most as many subjects."""
 FAMILY_WISE = 1e-4
 """p over all samples at which a single one is enough: the tail is extrapolated there, so the level is strict."""
 
@@ -49,17 +52,25 @@ class Gallery:
 
     Parameters
     ----------
-    images : ndarray
-        (training scan, voxel) float32 about the mean training scan, sorted by subject.
+    images : Callable
+        Positions of training scans, which are sorted by subject, to (n, voxel) float32 about the mean training scan.
     starts : ndarray
-        (subject,) first row of each subject.
+        (subject,) position of the first scan of each subject.
+    n : int
+        How many scans.
     closeness : ndarray
-        (subject,) ascending: minus the logarithm of the ratio of each training subject against all others.
+        (reference subject,) ascending: minus the logarithm of the ratio of a training subject against all others.
     """
 
-    images: Images
+    images: Callable[[np.ndarray], Images]
     starts: np.ndarray
+    n: int
     closeness: np.ndarray
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Positions of all scans, a block after the other; as one where all are held."""
+        size = self.n if self.n <= MAX_HELD else BLOCK
+        return (np.arange(start, min(start + size, self.n)) for start in range(0, self.n, size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +107,8 @@ class CopyRule:
         (voxel,) mean training scan.
     scans, reconstructions : Gallery
         Of the training scans, and of what the decoder makes of them.
+    reference : ndarray
+        Numbers of the training subjects from which it was learnt what is normal: all, or 1,000 spread over them.
     n_neighbours : int
         Subjects beyond the nearest to which it is compared.
     alpha : float
@@ -106,6 +119,7 @@ class CopyRule:
     centre: Images
     scans: Gallery
     reconstructions: Gallery
+    reference: np.ndarray
     n_neighbours: int
     alpha: float
 
@@ -137,11 +151,6 @@ class CopyRule:
     def flag(self, images: Images) -> npt.NDArray[np.bool_]:
         """(n,) whether an image (n, voxel) is taken for a copy; of images that are none, `alpha` are."""
         return np.asarray(self.judge(images).p <= self.alpha)
-
-    def nearest(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) row of the nearest training scan of images (n, voxel), and (n,) ratio, small for a copy."""
-        judged = self.judge(images)
-        return judged.row, judged.ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +214,7 @@ def fit_copy_rule(
     Returns
     -------
     CopyRule
-        Holds scans and reconstructions of all training scans in single precision.
+        Holds scans and reconstructions of all training scans in single precision, as far as they are 1,000.
 
     Raises
     ------
@@ -231,23 +240,55 @@ def fit_copy_rule(
         raise LatentsError(
             f"The decoder is told {', '.join(space.told)} of every scan. Hand in a table with one row per scan of the space."
         )
-    scans = np.asarray(images_of(rows), dtype=np.float32)
-    said = told.iloc[rows] if space.told and told is not None else None
-    drawn = np.concatenate(list(space.draw_latents(space.values[rows], said)))
-    if scans.shape != drawn.shape or not np.isfinite(scans).all():
-        raise LatentsError(
-            f"{len(rows)} training scans came as images {scans.shape}, and are drawn as {drawn.shape}; the shapes agree, and "
-            "scans are finite. Hand in scans inside the mask of the decoder."
-        )
-    centre = scans.mean(axis=0)
-    scans, drawn = scans - centre, np.asarray(drawn - centre, dtype=np.float32)
-    n_next = min(n_neighbours, len(starts) - 2)
-    own = np.arange(len(starts))
-    galleries = [
-        Gallery(images, starts, _closeness(_near(drawn[starts], Gallery(images, starts, own), n_next, own=own)[2]))
-        for images in (scans, drawn)
-    ]
-    return CopyRule(rows, centre, galleries[0], galleries[1], n_next, alpha)
+    originals, drawn = _read(space, images_of, rows, told)
+    if len(rows) <= MAX_HELD:
+        originals, drawn = (one(np.arange(len(rows))).__getitem__ for one in (originals, drawn))
+    centre = _centre(originals, drawn, len(rows))
+    n_next, own = min(n_neighbours, len(starts) - 2), np.arange(len(starts))
+    if len(own) > MAX_HELD:
+        own = own[np.linspace(0, len(own) - 1, MAX_HELD).round().astype(int)]
+    galleries = []
+    for images in (originals, drawn):
+        blank = Gallery(partial(_about, images, centre), starts, len(rows), own)
+        ratio = _near(_about(drawn, centre, starts[own]), blank, n_next, own=own)[2]
+        galleries.append(replace(blank, closeness=_closeness(ratio)))
+    return CopyRule(rows, centre, galleries[0], galleries[1], own, n_next, alpha)
+
+
+def _read(
+    space: LatentSpace, images_of: Callable[[np.ndarray], Images], rows: np.ndarray, told: pd.DataFrame | None
+) -> tuple[Callable[[np.ndarray], Images], Callable[[np.ndarray], Images]]:
+    """What gives scans, and what gives their reconstructions, by their positions among the rows."""
+
+    def originals(some: np.ndarray) -> Images:
+        return np.asarray(images_of(rows[some]), dtype=np.float32)
+
+    def drawn(some: np.ndarray) -> Images:
+        said = told.iloc[rows[some]] if space.told and told is not None else None
+        return np.asarray(np.concatenate(list(space.draw_latents(space.values[rows[some]], said))), dtype=np.float32)
+
+    return originals, drawn
+
+
+def _centre(originals: Callable[[np.ndarray], Images], drawn: Callable[[np.ndarray], Images], n: int) -> Images:
+    """(voxel,) mean scan, once scans and their reconstructions are seen to fit."""
+    size = n if n <= MAX_HELD else BLOCK
+    means = []
+    for start in range(0, n, size):
+        block = np.arange(start, min(start + size, n))
+        scans = originals(block)
+        made = drawn(block) if start == 0 else scans
+        if scans.shape != made.shape or not np.isfinite(scans).all():
+            raise LatentsError(
+                f"{len(block)} training scans came as images {scans.shape}, and are drawn as {made.shape}; the shapes "
+                "agree, and scans are finite. Hand in scans inside the mask of the decoder."
+            )
+        means.append(scans.mean(axis=0) * np.float32(len(block) / n))
+    return means[0] if len(means) == 1 else np.asarray(np.sum(means, axis=0), dtype=np.float32)
+
+
+def _about(images: Callable[[np.ndarray], Images], centre: Images, some: np.ndarray) -> Images:
+    return np.asarray(images(some) - centre, dtype=np.float32)
 
 
 def tail_p(ratio: np.ndarray, closeness: np.ndarray) -> np.ndarray:
@@ -289,14 +330,15 @@ def check_copies(rule: CopyRule, samples: Images, unseen: Images, reconstruction
         (unseen, voxel) scans, one per subject, and what the decoder makes of them.
     """
     judged, again = rule.judge(samples), rule.judge(reconstructions)
-    firsts = rule.reconstructions.images[rule.reconstructions.starts]
-    own = np.arange(len(firsts))
-    _, apart, _ = _near(firsts, rule.reconstructions, rule.n_neighbours, own=own)
+    firsts = rule.reconstructions.starts[rule.reference]
+    _, apart, _ = _near(
+        rule.reconstructions.images(firsts), rule.reconstructions, rule.n_neighbours, own=rule.reference
+    )
     drawn, true = reconstructions - rule.centre, unseen - rule.centre
-    to_training = _distances(drawn, rule.scans.images).min(axis=1)
+    to_training = _to_all(drawn, rule.scans)[0].min(axis=1)
     to_itself = np.linalg.norm(drawn - true, axis=1)
     around = np.asarray(samples - rule.centre, dtype=np.float32)
-    members = _distances(rule.scans.images[rule.scans.starts], around).min(axis=1)
+    members = _distances(rule.scans.images(firsts), around).min(axis=1)
     others = _distances(true, around).min(axis=1)
     test = mannwhitneyu(members, others, alternative="less")
     return CopyCheck(
@@ -327,19 +369,29 @@ def _near(
     images: Images, gallery: Gallery, n_next: int, *, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Position of the nearest row of a gallery, root mean square distance to it, and ratio; `own` subjects do not count."""
-    apart, starts = _distances(images, gallery.images), gallery.starts
+    (apart, longest), starts = _to_all(images, gallery), gallery.starts
     if own is not None:
-        subject = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(gallery.images))))
+        subject = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, gallery.n)))
         apart[subject == own[:, None]] = np.inf
     position = apart.argmin(axis=1)
     # Of the nearest alone the distance must be right to the last bit, and the formula for all is not where it is tiny.
-    exact = np.linalg.norm(images - gallery.images[position], axis=1).astype(np.float64)
+    exact = np.linalg.norm(images - gallery.images(position), axis=1).astype(np.float64)
     ordered = np.sort(np.minimum.reduceat(apart, starts, axis=1), axis=1)
     usual = np.median(ordered[:, 1 : n_next + 1], axis=1)
     # A decoder that draws one image, whatever it is told, copies nobody.
-    flat = usual <= SMALLEST_RATIO * np.linalg.norm(gallery.images, axis=1).max()
+    flat = usual <= SMALLEST_RATIO * longest
     ratio = np.where(flat, 1.0, np.minimum(exact / np.where(flat, 1.0, usual), 1.0))
     return position, exact / np.sqrt(images.shape[1]), ratio
+
+
+def _to_all(images: Images, gallery: Gallery) -> tuple[np.ndarray, float]:
+    """(n, training scan) Euclidean distances, and the greatest length of a training scan."""
+    apart, longest = [], 0.0
+    for block in gallery.blocks():
+        others = gallery.images(block)
+        apart.append(_distances(images, others))
+        longest = max(longest, float(np.linalg.norm(others, axis=1).max()))
+    return np.concatenate(apart, axis=1), longest
 
 
 def _distances(images: Images, others: Images) -> np.ndarray:

@@ -113,7 +113,11 @@ def permutations(
     orders = np.tile(np.arange(n_rows, dtype=np.int32), (n_permutations, 1))
     for block in np.flatnonzero(sizes > 1):
         rows = np.flatnonzero(labels == block)
-        orders[:, rows] = rng.permuted(orders[:, rows], axis=1)
+        # A few at a time: copies of all would be twice what is kept. The draws are the same.
+        step = max(1, BATCH_BYTES // (4 * len(rows)))
+        for start in range(0, n_permutations, step):
+            some = orders[start : start + step]
+            some[:, rows] = rng.permuted(some[:, rows], axis=1)
     return orders
 
 
@@ -392,6 +396,10 @@ def bootstrap_ratio(
     ratio = float(top.sum() / bottom.sum())
     if len(top) < 2:
         return ratio, float("nan"), float("nan")
-    counts = np.random.default_rng(seed).multinomial(len(top), np.full(len(top), 1 / len(top)), size=n_bootstrap)
-    low, high = np.quantile((counts @ top) / (counts @ bottom), [(1 - level) / 2, (1 + level) / 2])
+    rng, even, drawn = np.random.default_rng(seed), np.full(len(top), 1 / len(top)), []
+    step = max(1, BATCH_BYTES // (8 * len(top)))
+    for start in range(0, n_bootstrap, step):
+        counts = rng.multinomial(len(top), even, size=min(step, n_bootstrap - start))
+        drawn.append((counts @ top) / (counts @ bottom))
+    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
     return ratio, float(low), float(high)

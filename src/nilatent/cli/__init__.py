@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from nilatent.cli.bids_app import bids_app
 from nilatent.cli.explore import explore
 from nilatent.cli.generate import generate_app
 from nilatent.cli.model import encode, predict, search, train
@@ -12,6 +13,7 @@ from nilatent.cli.scans import native, prepare, simulate
 from nilatent.cli.study import analyse, demo, doctor, report, run
 from nilatent.cli.travel import counterfactual, interpolate, traverse
 from nilatent.errors import NilatentError
+from nilatent.extras import missing_extra
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +23,8 @@ app = typer.Typer(
 )
 for command in (run, demo, simulate, prepare, native, train, search, encode, predict, analyse, report, explore, doctor):
     app.command()(command)
+# BIDS Apps write several labels after one flag; those beyond the first come as arguments nobody asked for.
+app.command(context_settings={"allow_extra_args": True})(bids_app)
 for way in (traverse, interpolate, counterfactual):
     generate_app.command()(way)
 app.add_typer(generate_app, name="generate")
@@ -32,6 +36,12 @@ def main() -> None:
         app()
     except NilatentError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(BAD_USAGE)
+    except ModuleNotFoundError as error:
+        told = missing_extra(error)
+        if told is None:
+            raise
+        typer.echo(f"{type(told).__name__}: {told}", err=True)
         sys.exit(BAD_USAGE)
     except OSError as error:
         # A full disk, a folder that cannot be written, a file where a folder should be.

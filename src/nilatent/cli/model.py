@@ -23,11 +23,28 @@ from nilatent.cli.options import (
 )
 
 
-def train(folder: RunFolder, devices: Devices = None, num_nodes: Nodes = None) -> None:
+def train(
+    folder: RunFolder,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Train the cross-fitted model of this fold alone, from 0, as a task of an array of jobs does."
+        ),
+    ] = None,
+) -> None:
     """Train the model of a run folder on its volumes; resumes where it was stopped.
 
     Several machines that share the folder train together: torchrun or SLURM starts this command on each of them.
     """
+    if fold is not None:
+        from nilatent.config import read_config
+        from nilatent.pipeline import train_one_fold
+
+        train_one_fold(folder, read_config(folder / "study.toml", overrides=on_machines(devices, num_nodes)), fold)
+        typer.echo(str(folder / "folds" / str(fold)))
+        return
     run_again(folder, until="model", overrides=on_machines(devices, num_nodes))
     typer.echo(str(folder / "model"))
 

@@ -13,6 +13,16 @@ DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
 DEMO_SUBJECTS = 160
 
 
+class Until(StrEnum):
+    """Last stage of a run."""
+
+    divided = "split"
+    model = "model"
+    latents = "latents"
+    findings = "findings"
+    report = "report"
+
+
 class Preset(StrEnum):
     """Resolution and size for a kind of machine."""
 
@@ -85,7 +95,10 @@ Procs = Annotated[
 ]
 Dask = Annotated[
     str,
-    typer.Option("--dask", help="Prepare on the workers of a dask scheduler: tcp://HOST:8786, or its scheduler file."),
+    typer.Option(
+        "--dask",
+        help="Prepare, and train folds, on the workers of a dask scheduler: tcp://HOST:8786, or its scheduler file.",
+    ),
 ]
 
 Devices = Annotated[

@@ -19,6 +19,7 @@ from nilatent.cli.options import (
     RunFolder,
     Seed,
     Sources,
+    Until,
     column_aliases,
     list_failures,
     n_processes,
@@ -89,6 +90,9 @@ def run(
     ] = None,
     n_procs: Procs = 0,
     dask: Dask = "",
+    until: Annotated[
+        Until, typer.Option(help="Last stage; split: scans are prepared, packed and divided, and nothing is trained.")
+    ] = Until.report,
 ) -> None:
     """From scans to a report: the whole river; resumes, and skips what is finished."""
     overrides = _study(group, contrast, covariates, site, column, exclude, seed) | on_machines(devices, None)
@@ -102,8 +106,8 @@ def run(
     from nilatent.pipeline import run as run_river
 
     settings = read_config(config, preset=preset.value, overrides=overrides | ({"remedy": True} if remedy else {}))
-    outcome = run_river(sources, out, settings, n_procs=processes, scheduler=dask)
-    typer.echo(str(outcome.report))
+    outcome = run_river(sources, out, settings, n_procs=processes, scheduler=dask, until=until.value)
+    typer.echo(str(outcome.report if until is Until.report else out))
     list_failures(outcome.n_scans, outcome.excluded, outcome.without)
 
 

@@ -28,6 +28,7 @@ JSON, NIFTI = "application/json", "application/octet-stream"
 FILES = {
     "/": ("explore.html", "text/html; charset=utf-8"),
     "/explore.js": ("explore.js", "text/javascript; charset=utf-8"),
+    "/explore_panels.js": ("explore_panels.js", "text/javascript; charset=utf-8"),
     "/explore.css": ("explore.css", "text/css; charset=utf-8"),
     "/report.js": ("report.js", "text/javascript; charset=utf-8"),
     "/report.css": ("report.css", "text/css; charset=utf-8"),

@@ -84,7 +84,7 @@ class Drawer:
         step = np.zeros(len(study.space.names))
         for number, units in moves.items():
             step += units * study.slides[number].direction.step
-        start = study.usual if row is None else study.space.coordinates[row]
+        start = study.usual if row is None else study.coordinates[row]
         beyond = tuple(number for number, units in moves.items() if units and study.beyond(start + step, number))
         return self._alone(lambda: Moved(self._drawn(row, step), self._start(row), beyond))
 

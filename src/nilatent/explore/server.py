@@ -1,13 +1,17 @@
 """The explorer's server: this machine only, reading only, and every refusal in a few words of JSON."""
 
 import json
+import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from nilatent.errors import NilatentError
 from nilatent.explore.answers import Answer, Answers
@@ -19,6 +23,9 @@ MAX_BODY = 2**20
 """Bytes of a question: the names of thousands of scans fit, a volume does not."""
 MAX_ADDRESS = 4096
 IDLE_SECONDS = 60.0
+"""A connection that has not asked a whole question for so long is ended, however many pieces came of it."""
+MAX_OPEN = 64
+"""Connections at a time; a browser opens six. Beyond them the one that has waited longest makes room."""
 GONE = (BrokenPipeError, ConnectionResetError, TimeoutError)
 
 
@@ -50,6 +57,47 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answers: Answers, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.answers, self.door = answers, Door.at(self.server_address[1])
+        self._waiting: dict[Any, float] = {}
+        self._guard = threading.Lock()
+
+    def waits(self, link: Any) -> None:
+        """Note that a connection has nothing to be answered from now on; the last to come stands last."""
+        with self._guard:
+            self._waiting.pop(link, None)
+            self._waiting[link] = time.monotonic()
+
+    def is_answered(self, link: Any) -> None:
+        """Note that a connection has asked a whole question, or is no more."""
+        with self._guard:
+            self._waiting.pop(link, None)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Take a connection in, in a thread of its own."""
+        self.waits(request)
+        self._end(oldest=len(self._waiting) - MAX_OPEN)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Let go of a connection."""
+        self.is_answered(request)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End what has waited too long: a time-out of the socket begins anew with every piece that comes."""
+        super().service_actions()
+        self._end(oldest=0)
+
+    def _end(self, *, oldest: int) -> None:
+        with self._guard:
+            late = time.monotonic() - IDLE_SECONDS
+            ended = [
+                link for number, (link, since) in enumerate(self._waiting.items()) if number < oldest or since < late
+            ]
+            for link in ended:
+                del self._waiting[link]
+                # Its thread reads the end of the connection, and goes.
+                with suppress(OSError):
+                    link.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say on the terminal what went wrong, unless it is a browser that went away."""
@@ -95,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if len(self.path) > MAX_ADDRESS:
                 raise RefusedError(HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long.")
-            address = urlsplit(self.path)
+            address = self._address()
             self.server.door.check(self.headers, address.path, address.query)
             if address.path not in mine:
                 known = address.path in others
@@ -103,6 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise RefusedError(status, "This address is asked otherwise." if known else "There is nothing here.")
             asked = question()
             is_read = True
+            self.server.is_answered(self.connection)
             answer = mine[address.path](asked)
             cookie = {"Set-Cookie": self.server.door.cookie} if address.path == "/" else {}
             self._send(HTTPStatus.OK, answer.body, answer.kind, {**answer.headers, **cookie})
@@ -118,6 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             words = "This could not be answered; the terminal that runs nilatent explore says why."
             self._refuse(RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, words))
+        finally:
+            self.server.waits(self.connection)
+
+    def _address(self) -> SplitResult:
+        try:
+            return urlsplit(self.path)
+        except ValueError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "The address cannot be read.") from error
 
     def _query(self) -> Mapping[str, Any]:
         if self.headers.get("Content-Length", "0").strip() != "0" or "Transfer-Encoding" in self.headers:

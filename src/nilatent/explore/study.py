@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ NEEDED = ("study.toml", "prepared", "volumes", "split.tsv", "latents.nc", "model
 HIDDEN = ("subject_id", "session_id", "source_id", "path", "gm_path", "sha256", "recipe")
 """Columns that name a scan or its file; nothing to colour by."""
 REACH_SD, REACH_GROUP = 3.0, 2.0
+CHUNK = 64
 SAMPLED = 16
 """Scans from which the range of colours is taken, evenly over the study."""
 TOP = 0.999
@@ -71,6 +73,8 @@ class Explored:
         Number of every scan in the latent space by its id: the only way from a request to a scan.
     at : ndarray
         (scan,) its row in the volumes.
+    coordinates : ndarray
+        (scan, coordinate) where every scan lies in the latent space, reckoned once.
     """
 
     pools: Pools
@@ -80,15 +84,22 @@ class Explored:
     limits: tuple[float, float]
     rows: Mapping[str, int]
     at: np.ndarray
+    coordinates: np.ndarray
 
-    @property
+    @cached_property
     def usual(self) -> np.ndarray:
         """(coordinate,) mean of the training scans."""
-        return np.asarray(self.space.coordinates[self.space.training].mean(axis=0))
+        return np.asarray(self.coordinates[self.space.training].mean(axis=0))
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """(slider, 2) how far the training scans reach along the step of every slider, to either side."""
+        along = self.coordinates[self.space.training] @ np.stack([one.direction.step for one in self.slides]).T
+        return np.stack([along.min(axis=0), along.max(axis=0)], axis=1)
 
     def places(self, row: int | None) -> list[float]:
         """Where every slider stands for a scan, or for the mean of the training scans, in units of its direction."""
-        away = np.zeros(len(self.usual)) if row is None else self.space.coordinates[row] - self.usual
+        away = np.zeros(len(self.usual)) if row is None else self.coordinates[row] - self.usual
         return [
             float(away @ one.direction.step / np.square(one.direction.step).sum()) if one.is_place else 0.0
             for one in self.slides
@@ -96,10 +107,9 @@ class Explored:
 
     def beyond(self, place: np.ndarray, number: int) -> bool:
         """Whether a place (coordinate,) lies farther along a slider's direction than any training scan."""
-        step = self.slides[number].direction.step
-        along = self.space.coordinates[self.space.training] @ step
-        here, slack = float(place @ step), 1e-9 * max(float(np.abs(along).max()), 1e-300)
-        return not along.min() - slack <= here <= along.max() + slack
+        low, high = self.ends[number]
+        here, slack = float(place @ self.slides[number].direction.step), 1e-9 * max(abs(low), abs(high), 1e-300)
+        return bool(not low - slack <= here <= high + slack)
 
 
 def open_explored(run: Path) -> Explored:
@@ -153,15 +163,16 @@ def explored(pools: Pools, space: LatentSpace, found: Finding | None = None) -> 
         covariates=(*study.covariates, *head_size(pools)),
         site=study.site,
     )
-    at = pools.volumes.rows(list(space.scans))
+    at, coordinates = pools.volumes.rows(list(space.scans)), _coordinates(space)
     return Explored(
         pools=pools,
         space=space,
         slides=tuple(_slide(one, scans.loc[space.scans[space.training]]) for one in directions),
-        scatter=_scatter(pools, space, directions, found),
+        scatter=_scatter(pools, space, coordinates, directions, found),
         limits=_limits(pools, at),
         rows={str(scan): row for row, scan in enumerate(space.scans)},
         at=at,
+        coordinates=coordinates,
     )
 
 
@@ -175,17 +186,25 @@ def _slide(one: Direction, training: pd.DataFrame) -> Slide:
     return Slide(one, -reach, reach, is_place)
 
 
-def _scatter(pools: Pools, space: LatentSpace, directions: list[Direction], found: Finding | None) -> dict[str, Any]:
+def _coordinates(space: LatentSpace) -> np.ndarray:
+    """(scan, coordinate) some scans at a time: all latents on a grid in double precision are gigabytes."""
+    blocks = (space.values[begin : begin + CHUNK] for begin in range(0, len(space.values), CHUNK))
+    return np.concatenate([space.frame.coordinates(block.astype(np.float64)) for block in blocks])
+
+
+def _scatter(
+    pools: Pools, space: LatentSpace, coordinates: np.ndarray, directions: list[Direction], found: Finding | None
+) -> dict[str, Any]:
     scans = pools.prepared.scans
     columns = scans.drop(columns=[*HIDDEN, *image_files(scans)], errors="ignore").loc[space.scans]
     parts = pools.parts["part"].reindex(space.scans)
     first = [name for name in (pools.config.study.group, "dataset", "age", "sex") if name and name in columns]
     columns = columns[[*first, *(name for name in columns if name not in first)]].assign(part=parts)
-    own = projections.scatter(_as_finding(space, directions), columns)
+    own = projections.scatter(_as_finding(space, coordinates, directions), columns)
     if found is None or set(map(str, found.data["scan"].values)) != set(own["scan"]):
         return own
     try:
-        maps = projections.scatter(_in_order(found, own["scan"]), columns)["axes"]
+        maps = projections.scatter(_in_order(found, own["scan"]), columns[[]])["axes"]
     except FindingError:
         return own
     return own | {"axes": [*maps, *own["axes"]]}
@@ -196,13 +215,13 @@ def _in_order(found: Finding, scans: list[str]) -> Finding:
     return Finding(**(vars(found) | {"data": found.data.sel(scan=scans)}))
 
 
-def _as_finding(space: LatentSpace, directions: list[Direction]) -> Finding:
+def _as_finding(space: LatentSpace, coordinates: np.ndarray, directions: list[Direction]) -> Finding:
     """Places of the scans on components and single latents, in SD of the training scans from their mean."""
     shown = [one for kind in ("component", "latent") for one in directions if one.kind == kind]
     steps = (
         np.stack([one.step / np.square(one.step).sum() for one in shown]) if shown else np.zeros((0, len(space.names)))
     )
-    away = space.coordinates - space.coordinates[space.training].mean(axis=0)
+    away = coordinates - coordinates[space.training].mean(axis=0)
     names = [f"{one.name} of the latents (SD)" if one.kind == "component" else f"{one.name} (SD)" for one in shown]
     data = xr.Dataset({"scores": (("scan", "component"), away @ steps.T)}, coords={"scan": list(map(str, space.scans))})
     table = pd.DataFrame({"component": names, "explained": np.nan})

@@ -1,5 +1,6 @@
 """Settings of a model: which network, and what it is trained for."""
 
+import math
 from dataclasses import dataclass, fields
 
 from nilatent.errors import SettingError
@@ -9,6 +10,8 @@ NAMES = ("autoencoder", "vae", "spatial_vae")
 ANCHORS = ("auto", "pca", "local", "mean", "none")
 LIKELIHOODS = ("gaussian", "laplace", "voxel")
 TERMS = ("kl", "tc", "free-bits", "capacity")
+# Every level halves the grid: more of them than this are below one voxel of any scan.
+MAX_LEVELS = 10
 # Which models a setting concerns; one that is set for another model would be ignored, and is refused.
 CONCERNS = {
     "n_latent": ("autoencoder", "vae"),
@@ -122,6 +125,10 @@ class ModelConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise SettingError(f"model.{name} is '{getattr(self, name)}'; choose one of {', '.join(allowed)}.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"model.{entry.name} is {value}; it is a finite number.")
         given = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
         for name in given:
             if self.name not in CONCERNS.get(name, NAMES):
@@ -149,9 +156,11 @@ class ModelConfig:
                 f"model.anchor is '{self.anchor}' and model.name '{self.name}'. Whole-brain components are those of a latent "
                 "vector ('pca'), components of blocks those of a spatial_vae ('local'); either takes 'mean' or 'none'."
             )
-        if len(self.channels) < 2 or any(width < 1 or width % CHANNELS_PER_GROUP for width in self.channels):
+        wrong = any(width < 1 or width % CHANNELS_PER_GROUP for width in self.channels)
+        if wrong or not 2 <= len(self.channels) <= MAX_LEVELS:
+            levels = self.channels if len(self.channels) <= MAX_LEVELS else f"{len(self.channels)} levels"
             raise SettingError(
-                f"model.channels is {self.channels}; give at least two levels, each a multiple of {CHANNELS_PER_GROUP}."
+                f"model.channels is {levels}; give two to {MAX_LEVELS} levels, each a multiple of {CHANNELS_PER_GROUP}."
             )
         for name, lowest in (("n_latent", 1), ("latent_grid", 2), ("latent_channels", 1)):
             if getattr(self, name) < lowest:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from nilatent.models.anchor import LocalAnchor, NoAnchor
 from nilatent.models.autoencoder import start_at_zero
 from nilatent.models.blocks import CHANNELS_PER_GROUP, Posterior, crop
-from nilatent.models.layers import NormSilu
+from nilatent.models.layers import NormSilu, convolve
 from nilatent.models.losses import LOG_VAR_RANGE
 
 START_LOG_VAR = -3.0
@@ -122,8 +122,7 @@ class Residual(nn.Module):
         if self.told is not None and c is not None:
             gain, shift = self.told(c)[:, :, None, None, None].chunk(2, dim=1)
             bent = bent * (1.0 + gain) + shift
-        added: Tensor = self.second(self.second_norm(self.first(bent)))
-        return x + added
+        return x + convolve(self.second, self.second_norm(convolve(self.first, bent)))
 
 
 class GridTrunk(nn.Module):
@@ -166,7 +165,7 @@ class GridTrunk(nn.Module):
         self, x: Float[Tensor, "batch 1 x y z"], c: Float[Tensor, "batch condition"] | None, *, checkpointing: bool
     ) -> Float[Tensor, "batch feature a b c"]:
         """Features of each volume on the covered part of the latent grid."""
-        features = self.stem(fold(x, self.stride))
+        features = convolve(self.stem, fold(x, self.stride))
         for down in self.downs:
             features = run(down, features, checkpointing=checkpointing)
         features = features + self.place
@@ -203,7 +202,7 @@ class Doubling(nn.Module):
     ) -> Float[Tensor, "batch channel x y z"]:
         """Features on the finer level."""
         scale = [float(by) for by in self.stride]
-        repeated = functional.interpolate(self.narrow(features), scale_factor=scale, mode="nearest")
+        repeated = functional.interpolate(convolve(self.narrow, features), scale_factor=scale, mode="nearest")
         drawn: Tensor = self.block(crop(repeated, self.shape), c)
         return drawn
 
@@ -259,12 +258,12 @@ class GridMirror(nn.Module):
     ) -> Float[Tensor, "batch 1 x y z"]:
         """One volume per latent, on the covered part of the grid."""
         with dependable(z):
-            features = self.first(z) + self.place
+            features = convolve(self.first, z) + self.place
         for block in self.blocks:
             features = run(block, features, c, checkpointing=checkpointing)
         for up in self.ups:
             features = run(up, features, c, checkpointing=checkpointing)
-        drawn = unfold(self.last(run(self.norm, features, checkpointing=checkpointing)), self.stride)
+        drawn = unfold(convolve(self.last, run(self.norm, features, checkpointing=checkpointing)), self.stride)
         return crop(drawn, self.shapes[0]).float()
 
 

@@ -1,5 +1,7 @@
 """Blur: energy of detail kept and the share of it that is right, band by band, above slices of one scan and its drawings."""
 
+import textwrap
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ COLUMN_NAMES = {
     "explained_low": ("95 % from", "Bootstrap over subjects"),
     "explained_high": ("to", "Bootstrap over subjects"),
 }
-WIDTH, CHARTS_INCHES = 10.0, 3.5
+WIDTH, CHARTS_INCHES = 8.5, 3.5
 
 
 @mpl.rc_context(style.STYLE)
@@ -60,9 +62,9 @@ def draw(finding: Finding) -> Figure:
         return style.message("Detail was not measured.")
     pictures = [str(name) for name in data["picture"].values]
     left, right, bottom, top = (float(edge) for edge in data["extent_mm"].values)
-    slice_inches = WIDTH / len(pictures) * (top - bottom) / (right - left)
-    drawn = style.figure(WIDTH, CHARTS_INCHES + slice_inches + 0.4)
-    charts, slices = np.asarray(drawn.subfigures(2, 1, height_ratios=[CHARTS_INCHES, slice_inches + 0.4]))
+    slice_inches = (WIDTH - brain.BAR_INCHES) / len(pictures) * (top - bottom) / (right - left)
+    drawn = style.figure(WIDTH, CHARTS_INCHES + slice_inches + 0.5)
+    charts, slices = np.asarray(drawn.subfigures(2, 1, height_ratios=[CHARTS_INCHES, slice_inches + 0.5]))
     panels = charts.subplots(1, len(PANELS), sharex=True)
     for axes, (measure, words) in zip(panels, PANELS.items(), strict=True):
         _chart(axes, finding, measure)
@@ -70,13 +72,16 @@ def draw(finding: Finding) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     charts.legend(handles, labels, loc="outside lower center", ncols=3)
     norm = Normalize(0.0, float(data["slices"].sel(picture="scan").max()) or 1.0, clip=True)
-    for axes, name in zip(slices.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
+    shown_in = list(slices.subplots(1, len(pictures), squeeze=False)[0])
+    for axes, name in zip(shown_in, pictures, strict=True):
         values = data["slices"].sel(picture=name).values.T
         shown = brain.Cut(values, (left, right, bottom, top), "axial", float(data["position_mm"]))
         brain.show(axes, shown, norm=norm, colour_map="gray")
         axes.set_title(
-            style.plain(f"scan {data['example'].item()}" if name == "scan" else name, width=26), fontsize=7.5
+            textwrap.fill(style.plain(f"scan {data['example'].item()}" if name == "scan" else name, width=26), 14),
+            fontsize=7.5,
         )
+    brain.colour_bar(slices, shown_in, norm, "gray", brain.VOXEL, wrap=14)
     return drawn
 
 
@@ -94,8 +99,8 @@ def _chart(axes: Axes, finding: Finding, measure: str) -> None:
     for height in (0.0, 1.0):
         axes.axhline(height, color=style.QUIET, lw=0.8, ls=":")
     left = [f"{100 * float(share):.0f} %" for share in data["passed"].values]
-    words = [f"{band.replace(' than ', chr(10) + 'than ').replace(' to ', ' to' + chr(10))}" for band in bands]
+    words = [band.replace(" than ", "\nthan\n").replace(" to ", " to\n") for band in bands]
     axes.set_xticks(range(len(bands)), [f"{band}\n({share})" for band, share in zip(words, left, strict=True)])
-    axes.tick_params(axis="x", length=0, labelsize=7)
+    axes.tick_params(axis="x", length=0, labelsize=7.3)
     axes.set_xlabel("size of detail (left by smoothing before)", fontsize=8)
     axes.grid(axis="y", color=style.QUIET, alpha=0.25, lw=0.6)

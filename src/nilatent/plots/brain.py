@@ -4,6 +4,7 @@ Volumes are RAS: the first axis grows to the right. Slices are shown as in MNI p
 left is on the left, which every slice says itself.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -29,8 +30,12 @@ _EDGES: dict[Plane, tuple[str, str]] = {"sagittal": ("P", "A"), "coronal": ("L",
 _PANEL = "#000000"
 _MARK = "#ffffff"
 
-WIDTH_INCHES = 10.0
+VOXEL, VOXEL_CHANGE = "value of a voxel", "change of a voxel"
+"""Labels of colour bars where the kind of image is not known: a fraction of tissue, or an intensity."""
+WIDTH_INCHES = 8.5
 BAR_INCHES = 0.8
+LABEL_CHARACTERS = 30
+"""Of a line beside a colour bar that is as high as a map: no line is longer than the bar."""
 
 AXIAL_MM = (-36.0, -24.0, -12.0, 0.0, 12.0, 24.0, 36.0, 52.0)
 CORONAL_MM = (-80.0, -60.0, -40.0, -24.0, -8.0, 8.0, 28.0, 48.0)
@@ -127,13 +132,15 @@ def show(
         for x, letter, side in zip((0.03, 0.97), _EDGES[shown.plane], ("left", "right"), strict=True):
             _write(axes, x, 0.97, letter, size=7.5, ha=side, va="top")
     if position and shown.position_mm is not None:
-        _write(axes, 0.03, 0.03, _place(shown.plane, shown.position_mm), size=6.5, ha="left", va="bottom")
+        _write(axes, 0.03, 0.03, _place(shown.plane, shown.position_mm), size=7.3, ha="left", va="bottom")
     return image
 
 
 def _write(axes: Axes, x: float, y: float, words: str, *, size: float, ha: str, va: str) -> None:
     # Inside its panel by construction, so the layout need not measure it: with dozens of panels that takes seconds.
-    written = axes.text(x, y, words, transform=axes.transAxes, color=_MARK, fontsize=size, ha=ha, va=va)
+    # The shade keeps white letters legible over light parts of a map; an outline would turn them into paths.
+    shade = {"facecolor": _PANEL, "alpha": 0.55, "lw": 0, "pad": 0.8}
+    written = axes.text(x, y, words, transform=axes.transAxes, color=_MARK, fontsize=size, ha=ha, va=va, bbox=shade)
     written.set_in_layout(False)
 
 
@@ -153,13 +160,23 @@ def _place(plane: Plane, position_mm: float) -> str:
 
 
 def colour_bar(
-    drawn: Figure, axes: list[Axes], norm: Normalize, colour_map: str, label: str, *, extend: str = "neither"
+    drawn: Figure | SubFigure,
+    axes: list[Axes],
+    norm: Normalize,
+    colour_map: str,
+    label: str,
+    *,
+    extend: str = "neither",
+    wrap: int = LABEL_CHARACTERS,
 ) -> None:
-    """A colour bar with its unit beside the given axes; `extend` says at which end values go beyond it."""
+    """A colour bar with its unit beside the given axes, in lines of so many characters.
+
+    `extend` says at which end values go beyond it. Lines that are longer than the bar would be cut off.
+    """
     bar = drawn.colorbar(ScalarMappable(norm, colour_map), ax=axes, shrink=0.8, aspect=24, pad=0.012, extend=extend)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
-    bar.set_label(style.plain(label), fontsize=8)
+    bar.set_label("\n".join(textwrap.wrap(style.plain(label), wrap)), fontsize=8)
 
 
 def scale(values: np.ndarray, *, limits: tuple[float, float] | None) -> tuple[Normalize, str]:

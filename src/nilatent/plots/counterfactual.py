@@ -54,7 +54,7 @@ def draw(finding: Finding) -> Figure:
     if finding.table.empty:
         return style.message("Nothing was asked of the scans.")
     asked = list(map(str, finding.data["change"].values))
-    drawn = style.figure(9.6, 3.9 * len(asked))
+    drawn = style.figure(style.WIDEST_INCHES, 3.9 * len(asked))
     for row, change in zip(drawn.subplots(len(asked), 2, squeeze=False), asked, strict=True):
         _regions(row[0], finding.table[finding.table["change"] == change], change)
         _agreement(row[1], finding, change)
@@ -94,7 +94,7 @@ def _agreement(axes: Axes, finding: Finding, change: str) -> None:
     )
     if not np.isfinite(slope).any():
         axes.set_axis_off()
-        axes.text(0, 0.5, "Too few unseen scans to ask whether they agree.", color=style.QUIET)
+        axes.text(0, 0.5, "Too few unseen scans to ask whether they agree.")
         return
     axes.axhline(0, color=style.QUIET, lw=0.8)
     axes.axvline(0, color=style.QUIET, lw=0.8)
@@ -102,7 +102,7 @@ def _agreement(axes: Axes, finding: Finding, change: str) -> None:
         label = f"{words}: rank correlation {float(data[name]):.2f} (p = {float(data[f'{name}_p']):.2g})"
         values = data[variable].values.ravel()
         axes.scatter(values, slope, s=9, color=colour, marker=marker, alpha=0.4, lw=0, label=label)
-    axes.set_xlabel("expected change of a region, less that of the mean region (%)")
+    axes.set_xlabel("expected change, less the mean region's (%)")
     axes.set_ylabel("change among unseen scans, likewise (%)")
     n_folds = int(np.isfinite(data["fold_slope_relative"].values).any(axis=-1).sum())
     axes.set_title(f"Held-out check: a dot per region{'' if n_folds == 1 else ' and model'}")
@@ -159,5 +159,7 @@ def _strip(rows: list[np.ndarray], labels: list[str], like: nib.Nifti1Image) -> 
             shown = brain.cut(values, affine, plane="axial", position_mm=place)
             brain.show(axes, shown, norm=norm, colour_map=colours)
         line[0].set_ylabel(label, fontsize=7.5)
-        brain.colour_bar(drawn, list(line), norm, colours, "GM change" if signed else "GM")
+        brain.colour_bar(
+            drawn, list(line), norm, colours, "change of GM fraction" if signed else "GM fraction", wrap=12
+        )
     return drawn

@@ -107,6 +107,7 @@ def _swarm(axes: Axes, phi: np.ndarray, x: np.ndarray) -> None:
         colours = _colours().to_rgba(shade)
         axes.scatter(column, heights, s=size, c=colours, edgecolors=style.QUIET, linewidths=0.25, zorder=3)
     axes.axvline(0, color=style.INK, lw=0.8)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("SHAP value of each scan (log error)")
     axes.grid(axis="y", color=style.QUIET, alpha=0.25, lw=0.6)
 

@@ -14,7 +14,7 @@ PLANES: tuple[brain.Plane, ...] = ("axial", "coronal")
 KINDS = {
     "unseen scans": "real,\nunseen",
     "reconstructions": "the same,\nreconstructed",
-    "samples": "synthetic,\nfrom the latents",
+    "samples": "synthetic,\nfrom the\nlatents",
     "samples of PCA": "synthetic,\nfrom PCA",
 }
 FEATURES = ("regional means", "deep features")
@@ -78,7 +78,7 @@ def draw(finding: Finding) -> Figure:
     """
     if finding.table.empty:
         return style.message("No image was judged.")
-    drawn = style.figure(9.6, 9.0)
+    drawn = style.figure(style.WIDEST_INCHES, 9.0)
     grid = drawn.subplots(3, 2)
     for axes, features in zip(grid[0], FEATURES, strict=True):
         _bars(axes, finding.table[finding.table["features"] == features], features)
@@ -118,8 +118,8 @@ def draw_strip(finding: Finding) -> Figure:
         for axes, (plane, number) in zip(row, columns, strict=True):
             brain.show(axes, cuts[kind, plane][number], norm=norm, colour_map="gray")
             brain.in_panel(axes, cuts[kind, plane][number], width=width, height=height)
-        row[0].set_ylabel(words, fontsize=8)
-    brain.colour_bar(drawn, list(panels.flat), norm, "gray", "value of a voxel")
+        row[0].set_ylabel(words, fontsize=7.5)
+    brain.colour_bar(drawn, list(panels.flat), norm, "gray", brain.VOXEL)
     return drawn
 
 
@@ -165,6 +165,8 @@ def _nearest(axes: Axes, finding: Finding) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel("distance to the nearest subject, relative to the next ten\n(towards 0: a copy)")
     axes.set_ylabel("share")
+    # Room for the legend above what it names.
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])
     axes.legend(loc="upper left")
 
 
@@ -183,12 +185,12 @@ def _useful(axes: Axes, finding: Finding) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("area under the curve (0.5 is chance), 95 % interval")
+    axes.set_xlabel("area under the curve\n(0.5 is chance), 95 % interval")
 
 
 def _absent(axes: Axes, words: str) -> None:
     axes.set_axis_off()
-    axes.text(0.0, 0.5, style.plain(words), color=style.QUIET, va="center", wrap=True, transform=axes.transAxes)
+    axes.text(0.0, 0.5, style.plain(words), va="center", wrap=True, transform=axes.transAxes)
 
 
 def _regions(axes: Axes, finding: Finding, *, part: str, words: str) -> None:

@@ -7,12 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nilatent.finding import Finding
-from nilatent.plots import style
+from nilatent.plots import brain, style
 
 N_COLUMNS = 3
 N_MEASURES = 12
 DIFFERENCE, RATE, ERROR, REGIONS = "difference in rate", "rate", "error of forecast", "regions"
 REPEATABILITY = "repeatability"
+UNITS = {
+    "regions": "regional mean",
+    "decoded regions": "decoded regional mean",
+    "directions": "place along it",
+    "latents": "latent",
+}
+"""Kinds of measures to what stands beside the axis of their values."""
 
 COLUMN_NAMES = {
     "what": ("what", "Rate: change per year; repeatability: intraclass correlation; errors are of held-out subjects"),
@@ -34,11 +41,20 @@ COLUMN_NAMES = {
     "n_subjects": ("subjects", "Of a rate: seen at two times or more"),
     "n_scans": ("scans", ""),
 }
-MAPS = {
-    "difference": ("difference in drawn change per year", None),
-    "change": ("drawn change per year of the first group", None),
-}
-"""Map of the finding to the label of its colour bar and its limits (None: from the map)."""
+
+
+def _change_label(finding: Finding) -> str:
+    group = finding.data["group"].values[0]
+    return f"drawn {brain.VOXEL_CHANGE} per {finding.data.attrs['step']} in {group}"
+
+
+def _difference_label(finding: Finding) -> str:
+    pair = str(finding.settings["contrasts"][0]).replace(":", " less ")
+    return f"drawn {brain.VOXEL_CHANGE} per {finding.data.attrs['step']}, {pair}"
+
+
+MAPS = {"difference": (_difference_label, None), "change": (_change_label, None)}
+"""Map of the finding to the label of its colour bar, said by the finding, and its limits (None: from the map)."""
 
 
 @mpl.rc_context(style.STYLE)
@@ -67,7 +83,7 @@ def draw(finding: Finding) -> Figure:
     n_rows = -(-n_shown // N_COLUMNS)
     repeated = bool((table["what"] == REPEATABILITY).any())
     heights = [2.5 * n_rows, 3.6, *([1.7] if repeated else [])]
-    drawn = style.figure(9.2, sum(heights))
+    drawn = style.figure(style.WIDEST_INCHES, sum(heights))
     above, under, *last = drawn.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid = above.subplots(n_rows, N_COLUMNS, squeeze=False)
     for number, axes in enumerate(grid.flat):
@@ -103,7 +119,7 @@ def _course(axes: Axes, finding: Finding, shown: int) -> None:
         axes.plot(data["curve_years"], curve[:, 0], color=colour, lw=2, label=style.plain(name, width=20))
     measure, kind = (str(data[name].values[shown]) for name in ("shown_measure", "shown_kind"))
     axes.set_title(style.plain(measure, width=30), fontsize=9)
-    axes.set_ylabel(kind.removesuffix("s"), fontsize=8)
+    axes.set_ylabel(UNITS[kind], fontsize=8)
     axes.set_xlabel(f"{data.attrs['step']}s since the first visit", fontsize=8)
 
 
@@ -118,11 +134,11 @@ def _rates(axes: Axes, finding: Finding) -> None:
     for chosen, face in ((sure, style.BLUE), (~sure, "white")):
         axes.scatter(rows["value"][chosen], heights[chosen], s=24, color=face, edgecolor=style.BLUE, lw=1, zorder=3)
     axes.axvline(0, color=style.QUIET, lw=0.8)
-    axes.set_yticks(heights, [style.plain(name, width=22) for name in rows["measure"]], fontsize=7)
+    axes.set_yticks(heights, [style.plain(name, width=22) for name in rows["measure"]], fontsize=7.8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel(f"per {finding.data.attrs['step']}, 95 % interval")
+    axes.set_xlabel(f"regional mean per {finding.data.attrs['step']}, 95 % interval")
     pair = str(rows["group"].iloc[0]).replace(":", " less ")
     filled = "\nfilled: family-wise significant" if what == DIFFERENCE else ""
     axes.set_title(f"{'Difference in rate' if what == DIFFERENCE else 'Rate'}: {style.plain(pair, width=24)}{filled}")
@@ -142,7 +158,7 @@ def _drawn(axes: Axes, finding: Finding) -> None:
     axes.plot(ends, ends, color=style.QUIET, lw=0.8)
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(f"measured, per {data.attrs['step']}")
-    axes.set_ylabel("drawn")
+    axes.set_ylabel(f"drawn, per {data.attrs['step']}")
     axes.set_title("Rates of regions:\nimages of the average subject")
     axes.legend(loc="best", handletextpad=0.1)
 
@@ -177,7 +193,7 @@ def _errors(axes: Axes, finding: Finding) -> None:
             xycoords=("axes fraction", "data"),
             xytext=(2, 6),
             textcoords="offset points",
-            fontsize=7,
+            fontsize=7.8,
         )
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=5)

@@ -156,10 +156,11 @@ def draw_profile(finding: Finding) -> Figure:
     data = finding.data[["a", "q_a"]].sel(region=regions)
     panels = data["contrast"].values.tolist() if "contrast" in data.dims else [""]
     n_latent = data.sizes["latent"]
-    width = min(10.0, 2.6 + len(panels) * max(1.6, 0.13 * n_latent))
+    width = min(style.WIDEST_INCHES, 2.6 + len(panels) * max(1.6, 0.13 * n_latent))
     drawn = style.figure(width, 1.3 + 0.115 * len(regions))
     grid = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     limit = float(np.nanmax(np.abs(data["a"].values)))
+    small = style.SMALLEST_POINTS * max(1.0, width / style.COLUMN_INCHES)
     for axes, contrast in zip(grid, panels, strict=True):
         shown = data.sel(contrast=contrast) if contrast else data
         image = axes.imshow(
@@ -168,13 +169,13 @@ def draw_profile(finding: Finding) -> Figure:
         rows, columns = np.nonzero(shown["q_a"].values <= 0.05)
         axes.scatter(columns, rows, s=2.5, color=style.INK, lw=0)
         step = -(-n_latent // 16)
-        axes.set_xticks(range(0, n_latent, step), shown["latent"].values[::step].tolist(), rotation=90, fontsize=6.5)
+        axes.set_xticks(range(0, n_latent, step), shown["latent"].values[::step].tolist(), rotation=90, fontsize=small)
         axes.set_xlabel("latent")
         if contrast:
             axes.set_title(style.plain(contrast, width=30))
         for spine in axes.spines.values():
             spine.set_visible(False)
-    grid[0].set_yticks(range(len(regions)), [style.plain(name, width=34) for name in regions], fontsize=6)
+    grid[0].set_yticks(range(len(regions)), [style.plain(name, width=34) for name in regions], fontsize=small)
     for name, text in zip(regions, grid[0].get_yticklabels(), strict=True):
         text.set_fontweight("bold" if name in called else "regular")
     bar = drawn.colorbar(image, ax=list(grid), shrink=0.35, aspect=18, anchor=(0.0, 1.0))

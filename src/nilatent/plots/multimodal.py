@@ -95,7 +95,7 @@ def draw(finding: Finding) -> Figure:
     targets = list(dict.fromkeys(judged["target"]))[:MOST_PANELS]
     shown = {target: judged[judged["target"] == target] for target in targets}
     heights = [0.42 * len(_rows(part)) + 0.75 for part in shown.values()]
-    drawn = style.figure(9.2, sum(heights) + 0.6)
+    drawn = style.figure(style.WIDEST_INCHES, sum(heights) + 0.6)
     grid = drawn.subplots(len(targets), 2, squeeze=False, height_ratios=heights, width_ratios=(1.5, 1.0))
     for (left, right), (target, part) in zip(grid, shown.items(), strict=True):
         _forest(left, part)
@@ -202,8 +202,8 @@ def draw_examples(finding: Finding) -> Figure:
         )
     every, examples = list(panels.flat), finding.settings.get("examples", {})
     told = f"{style.plain(examples.get('target', 'value'))} from {style.plain(examples.get('sources', 'others'))}"
-    brain.colour_bar(drawn, every, amount, "gray", told)
-    brain.colour_bar(drawn, every, signed, style.SIGNED_MAP, "told − scan", extend="both")
+    brain.colour_bar(drawn, every, amount, "gray", f"{told} ({brain.VOXEL})")
+    brain.colour_bar(drawn, every, signed, style.SIGNED_MAP, f"told − scan ({brain.VOXEL})", extend="both")
     return drawn
 
 

@@ -41,8 +41,15 @@ COLUMN_NAMES = {
     "p_error": ("p of errors", "Family-wise over regions"),
     "note": ("note", "Why a scan was not judged"),
 }
-MAPS = {"mean_z": ("mean z of the cases, of several groups that farthest from 0", None)}
-"""Map of the finding to the label of its colour bar and its limits (None: from the map)."""
+
+
+def _mean_label(finding: Finding) -> str:
+    groups = finding.data["case_group"].values
+    return f"mean z of {groups[0]}" if len(groups) == 1 else "mean z, of the group farthest from 0"
+
+
+MAPS = {"mean_z": (_mean_label, None)}
+"""Map of the finding to the label of its colour bar, said by the finding, and its limits (None: from the map)."""
 
 
 @mpl.rc_context(style.STYLE)
@@ -62,7 +69,7 @@ def draw(finding: Finding) -> Figure:
     if finding.table.empty or "z" not in finding.data:
         return style.message("No scan was judged.")
     compared = "auc" in finding.data
-    drawn = style.figure(9.2, 6.4 if compared else 3.2)
+    drawn = style.figure(style.WIDEST_INCHES, 6.4 if compared else 3.2)
     grid = drawn.subplots(2 if compared else 1, 2, squeeze=False)
     table = finding.table
     of_reference = set(table.loc[table["reference"], "group"])

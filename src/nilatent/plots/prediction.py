@@ -253,7 +253,9 @@ def _confusion(axes: Axes, finding: Finding, number: int) -> None:
         for column in range(k):
             dark = shares[line, column] > 0.65
             text = f"{counts[line, column]:.0f}\n{100 * shares[line, column]:.0f} %"
-            axes.text(column, line, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "#1f2933")
+            axes.text(
+                column, line, text, ha="center", va="center", fontsize=7.5, color="white" if dark else style.CELL_INK
+            )
     labels = [style.plain(name, width=12) for name in names]
     axes.set_xticks(range(k), labels, rotation=45 if k > 3 else 0, ha="right" if k > 3 else "center")
     axes.set_yticks(range(k), labels)

@@ -22,6 +22,8 @@ MAX_LEVELS = 30
 FEW_NUMBERS = 5
 """A column of so few different numbers is a code, shown as levels."""
 ALPHA = 0.05
+CROWDED = 11
+"""Columns of a grid whose heads still fit side by side in print."""
 SYMBOLS = {
     "o": "circle",
     "s": "square",
@@ -108,7 +110,7 @@ def draw_relations(finding: Finding) -> Figure:
         return style.message("No variable of the cohort could be related to the components.")
     values = table[[f"r2_{name}" for name in variables]].to_numpy(dtype=float)
     p = table[[f"p_{name}" for name in variables]].to_numpy(dtype=float)
-    drawn = style.figure(1.2 + 0.95 * len(variables), 0.7 + 0.26 * len(table))
+    drawn = style.figure(min(1.2 + 0.95 * len(variables), style.WIDEST_INCHES), 0.7 + 0.26 * len(table))
     axes = drawn.add_subplot()
     heads = [_wrapped(name) for name in variables]
     # A component is explained by several variables at most once over: shades are those of a share.
@@ -140,7 +142,7 @@ def draw_quality(finding: Finding) -> Figure:
         style.plain(f"{method} of {space}" + (", others only" if method == "PLS" else ""))
         for space, method in zip(data["space"].values, data["method"].values, strict=True)
     ]
-    drawn = style.figure(2.1 + 0.8 * len(names), 1.0 + 0.26 * len(rows))
+    drawn = style.figure(min(2.1 + 0.8 * len(names), style.WIDEST_INCHES), 1.2 + 0.26 * len(rows))
     axes = drawn.add_subplot()
     _grid(axes, values, shade, p, rows=rows, columns=names)
     spaces = data["space"].values
@@ -166,7 +168,7 @@ def _measures(data: xr.Dataset) -> tuple[list[str], np.ndarray, np.ndarray, np.n
         values.append(data[name].values)
         shades.append(1 - np.abs(best - data[name].values))
         p.append(np.full(len(at), np.nan))
-    for what, head in (("purity", "neighbours:\n"), ("silhouette", "silhouette:\n")):
+    for what, head in (("purity", "neigh-\nbours:\n"), ("silhouette", "silhouette:\n")):
         for column, variable in enumerate(data["variable"].values):
             found, chance = (data[f"{what}{end}"].values[at, set_of, column] for end in ("", "_chance"))
             if np.isfinite(found).any():
@@ -191,13 +193,13 @@ def _grid(
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
             continue
-        # The cells keep their light paper on a dark page, so this ink must not follow the theme.
-        ink = "#ffffff" if shade[row, column] > 0.6 else "#102a43"
+        ink = "#ffffff" if shade[row, column] > 0.6 else style.CELL_INK
         star = "*" if p[row, column] <= ALPHA else ""
         # Adding zero makes a minus zero plain.
         text = f"{round(value, 2) + 0.0:.2f}{star}".replace("-", "\u2212")
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
-    axes.set_xticks(range(len(columns)), columns)
+    crowded = len(columns) > CROWDED
+    axes.set_xticks(range(len(columns)), columns, rotation=90 if crowded else 0)
     axes.set_yticks(range(len(rows)), rows)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -219,6 +221,7 @@ def _scatters(finding: Finding, spaces: list[str], *, size: float) -> Figure:
     alone, small = len(methods) == 1 and len(spaces) == 1, len(spaces) > 1
     n_columns = len(methods) if small else min(2, len(methods))
     n_rows = len(spaces) if small else -(-len(methods) // n_columns)
+    size = min(size, style.WIDEST_INCHES / (1.15 * n_columns))
     drawn = style.figure(6.4 if alone else 1.15 * size * n_columns, 4.4 if alone else 0.8 * size * n_rows)
     panels = [(space, method) for space in spaces for method in methods]
     held_out = finding.data["part"].values == "test"
@@ -248,7 +251,7 @@ def _dots(
     size: float,
 ) -> None:
     if scores.shape[1] == 0:
-        axes.text(0.5, 0.5, "not run", ha="center", va="center", color=style.QUIET, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
         return
     second = scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
     placed = np.isfinite(scores[:, 0])

@@ -121,7 +121,7 @@ def _dots(
         axes.scatter(edge, place, s=30, c=colour, marker=">", zorder=3, lw=0, clip_on=False)
         axes.annotate(
             f"{value:.1f}", (edge, place), (-6, 0), textcoords="offset points",
-            color=colour, fontsize=7.5, ha="right", va="center",
+            fontsize=7.5, ha="right", va="center",
         )  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def draw_slices(finding: Finding) -> Figure:
     every = list(panels.flat)
     unit = "T1 intensity" if finding.settings.get("target") == "t1w" else "grey-matter fraction"
     brain.colour_bar(drawn, every, amount, "gray", unit)
-    brain.colour_bar(drawn, every, signed, ERROR_MAP, "reconstruction − original", extend="both")
+    brain.colour_bar(drawn, every, signed, ERROR_MAP, f"reconstruction − original ({unit})", extend="both")
     return drawn
 
 

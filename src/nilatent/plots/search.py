@@ -66,7 +66,7 @@ def draw(finding: Finding) -> Figure:
         return style.message("No trial was run.")
     importance = finding.data["importance"]
     n_panels = 3 if importance.size else 2
-    drawn = style.figure(3.5 * n_panels, 3.3)
+    drawn = style.figure(style.WIDEST_INCHES * n_panels / 3, 3.3)
     panels = drawn.subplots(1, n_panels)
     _order(panels[0], finding)
     _front(panels[1], finding)

@@ -39,8 +39,15 @@ COLUMN_NAMES = {
     "lrcp_grade": ("LRCP grade", ""),
     "lrcp_p": ("LRCP p", ""),
 }
-MAPS = {"effect": ("effect of the first direction of the table per unit", None)}
-"""Map of the finding to the label of its colour bar and its limits (None: from the map)."""
+
+
+def _effect_label(finding: Finding) -> str:
+    first = finding.data.isel(shown=0)
+    return f"{first['shown'].item()}: {brain.VOXEL_CHANGE} per {first['shown_unit'].item()}"
+
+
+MAPS = {"effect": (_effect_label, None)}
+"""Map of the finding to the label of its colour bar, said by the finding, and its limits (None: from the map)."""
 
 
 @mpl.rc_context(style.STYLE)
@@ -64,7 +71,7 @@ def draw(finding: Finding) -> Figure:
     kinds = data["kind"].values
     names = [str(name) for name, kind in zip(data["direction"].values, kinds, strict=True) if kind in KINDS]
     names = (names or list(map(str, data["direction"].values)))[:N_BARS]
-    drawn = style.figure(9.2, 0.35 + 2.75 * len(names))
+    drawn = style.figure(style.WIDEST_INCHES, 0.35 + 2.75 * len(names))
     grid = drawn.subplots(len(names), 2, squeeze=False, gridspec_kw={"width_ratios": [1.5, 1.0]})
     for (left, right), name in zip(grid, names, strict=True):
         one = data.sel(direction=name)
@@ -104,17 +111,16 @@ def draw_strips(finding: Finding) -> Figure:
         for (plane, step), above, below in zip(places, images, changes, strict=True):
             brain.show(above, _cut(one, plane, step), norm=amount, colour_map="gray", position=step == places[0][1])
             shown = _cut(one, plane, step, suffix="_change")
-            brain.show(below, shown, norm=signed, colour_map=style.SIGNED_MAP, mark=False, position=False)
-            below.set_axis_off()
+            brain.show(below, shown, norm=signed, colour_map=style.SIGNED_MAP, position=False)
             # The first line stays free for the name of the direction.
             words = f"{step:+g}".replace("-", "−") if step else "middle"
-            above.set_title(f"\n{words}", fontsize=7, loc="center", pad=2)
+            above.set_title(f"\n{words}", fontsize=7.5, loc="center", pad=2)
         title = f"{style.plain(name, width=60)}: steps of {style.plain(str(one['shown_unit'].item()), width=40)}"
         # Wider than its panel, so the layout must not measure it.
         place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8}
         images[0].annotate(title, (0, 1), (0, 11), **place).set_in_layout(False)
-        brain.colour_bar(drawn, list(images), amount, "gray", "drawn")
-        brain.colour_bar(drawn, list(changes), signed, style.SIGNED_MAP, "change")
+        brain.colour_bar(drawn, list(images), amount, "gray", brain.VOXEL, wrap=10)
+        brain.colour_bar(drawn, list(changes), signed, style.SIGNED_MAP, brain.VOXEL_CHANGE, wrap=10)
     return drawn
 
 
@@ -140,7 +146,7 @@ def _bars(axes: Axes, one: xr.Dataset, *, alpha: float) -> None:
 def _against_unseen(axes: Axes, one: xr.Dataset) -> None:
     if not np.isfinite(one["unseen"].values).any():
         axes.set_axis_off()
-        axes.text(0.0, 0.5, "too few unseen scans", color=style.QUIET, va="center")
+        axes.text(0.0, 0.5, "too few unseen scans", va="center")
         return
     axes.axhline(0, color=style.QUIET, lw=0.6)
     axes.axvline(0, color=style.QUIET, lw=0.6)

@@ -158,7 +158,7 @@ def draw_direction(finding: Finding, name: str, step: float) -> Figure:
             brain.show(panels[row, column], shown, norm=norm, colour_map=colours)
     for row, (words, norm, colours) in enumerate((("drawn", amount, "gray"), ("change", change, style.SIGNED_MAP))):
         panels[row, 0].set_ylabel(words, fontsize=8.0)
-        brain.colour_bar(drawn, list(panels[row]), norm, colours, words)
+        brain.colour_bar(drawn, list(panels[row]), norm, colours, brain.VOXEL if row == 0 else brain.VOXEL_CHANGE)
     return drawn
 
 

@@ -18,6 +18,8 @@ INK = "#1f2933"
 """Colour of text and axes; the report swaps it for a light one on dark pages."""
 QUIET = "#7b8794"
 """Colour of reference lines and secondary marks; readable on white and on near-black."""
+CELL_INK = "#102a43"
+"""Of text on shaded cells, which keep their light paper on a dark page: this ink must not follow the theme."""
 BLUE = "#1b7dbd"
 ORANGE = "#d55e00"
 GROUP_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", QUIET)
@@ -31,6 +33,10 @@ SCAN_MAP = "gray"
 """Of the values of a scan, so that colour is left for what is laid over it."""
 PRINT_DPI = 300.0
 """Of figures as pixels: what journals ask of half-tones."""
+COLUMN_INCHES, SMALLEST_POINTS = 180.0 / 25.4, 6.0
+"""Widest column of a journal, and the smallest text it takes; a wider figure is reduced to it, and its text with it."""
+WIDEST_INCHES = 9.2
+"""A figure of this width keeps text of 8 points legible in print."""
 
 STYLE = {
     "font.family": "sans-serif",
@@ -116,7 +122,7 @@ def message(text: str) -> Figure:
     empty = figure(6.4, 1.0)
     axes = empty.add_subplot()
     axes.set_axis_off()
-    axes.text(0.0, 0.5, plain(text), va="center", color=QUIET, wrap=True)
+    axes.text(0.0, 0.5, plain(text), va="center", wrap=True)
     return empty
 
 

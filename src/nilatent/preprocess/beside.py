@@ -20,9 +20,9 @@ from nilatent.map_names import ENDING, TEMPLATE_SPACE, in_template, read_map_nam
 from nilatent.preprocess import bids, derivative, gm, workers
 from nilatent.preprocess.companion import Companion, bring, output, read_record
 from nilatent.preprocess.config import RecipeConfig
-from nilatent.preprocess.job import engines
+from nilatent.preprocess.job import SURVIVES, engines
 from nilatent.progress import follow
-from nilatent.provenance import hash_file, hash_values, read_json
+from nilatent.provenance import DiskError, hash_file, hash_values, is_full, read_json, sweep
 from nilatent.tables import image_column
 from nilatent.volumes import Grid, brain_mask, template_array
 
@@ -144,7 +144,8 @@ def prepare_beside(
     kinds = _kinds(given, modality)
     _check_one_kind(modality, given, kinds, own)
     jobs = [_job(str(scan), row, prepared, modality, kinds[str(scan)]) for scan, row in given.iterrows()]
-    failures += _bring_all(jobs, modality.out, n_procs=n_procs)
+    hashes = {str(scan): str(digest) for scan, digest in given[f"{column}_sha256"].items()} if jobs else {}
+    failures += _bring_all(jobs, hashes, modality.out, n_procs=n_procs)
     failed = {failure["scan_id"] for failure in failures}
     made = own | {job.scan_id: (job.target, hash_file(job.target)) for job in jobs if job.scan_id not in failed}
     kept = [scan for scan in prepared.scans.index if scan in made]
@@ -276,11 +277,12 @@ def _job(scan: str, row: pd.Series, prepared: Cohort, modality: _Modality, kind:
     )
 
 
-def _bring_all(jobs: list[Companion], out: Path, *, n_procs: int) -> list[dict[str, str]]:
+def _bring_all(jobs: list[Companion], hashes: Mapping[str, str], out: Path, *, n_procs: int) -> list[dict[str, str]]:
     """Do what is not done yet; gives the images that failed, of which nothing stays."""
     if not jobs:
         return []
     with locked(out):
+        sweep(out)
         sources = {job.source.split(":")[1]: bids.bids_root(job.path) for job in jobs}
         # First of all: also when this folder lies inside a source, its images are known as ours.
         bids.write_description(out, sources=sources, engines=engines("gm"))
@@ -293,22 +295,40 @@ def _bring_all(jobs: list[Companion], out: Path, *, n_procs: int) -> list[dict[s
             label=jobs[0].modality,
             reason=lambda job, error: f"{job.scan_id}: {_failure(job, error)['reason']}",
         )
+        failed += _changed(todo, hashes, {job.scan_id for job, _ in failed})
         for job, _ in failed:
             derivative.remove_outputs(derivative.side_car_of(job.target), keep=set())
     failures = {job.scan_id: _failure(job, error) for job, error in failed}
     return [failures[job.scan_id] for job in jobs if job.scan_id in failures]
 
 
+def _changed(
+    done: list[Companion], hashes: Mapping[str, str], failed: set[str]
+) -> list[tuple[Companion, BaseException]]:
+    """Images that are no longer those that were read with the cohort."""
+    found: list[tuple[Companion, BaseException]] = []
+    for job in (job for job in done if job.scan_id not in failed):
+        try:
+            derivative.check_unchanged(job.path, hashes[job.scan_id])
+        except (ScanError, OSError) as error:
+            found.append((job, error))
+    return found
+
+
 def _failure(job: Companion, error: BaseException) -> dict[str, str]:
-    if isinstance(error, MissingExtraError | SettingError):
+    if isinstance(error, MissingExtraError | SettingError | DiskError):
         raise error
+    if is_full(error):
+        raise DiskError(
+            f"{job.scan_id}: {error}. What was finished is kept; make room and run the same command again."
+        ) from error
     if isinstance(error, ScanError):
         return _listed(job.scan_id, job.modality, job.path, error.rule, str(error))
     if isinstance(error, BrokenExecutor):
         reason = (
             f"{job.path}: the process that registered it was ended from outside or by lack of memory. Lower n_procs."
         )
-        return _listed(job.scan_id, job.modality, job.path, "worker survives", reason)
+        return _listed(job.scan_id, job.modality, job.path, SURVIVES, reason)
     reason = f"{job.path}: {type(error).__name__}: {error}. Look at the image; if it is sound, report this message."
     return _listed(job.scan_id, job.modality, job.path, "engine succeeds", reason)
 

@@ -1,6 +1,5 @@
 """Bids: what a derivative data set says of itself: description, participants, table of measures."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nilatent.provenance import atomic, versions, write_json
-from nilatent.tables import image_columns
+from nilatent.tables import image_columns, read_described
 
 BIDS_VERSION = "1.11.1"
 # Lists of the study that stand beside the scans and are no part of BIDS.
@@ -125,10 +124,9 @@ def _write_text(path: Path, text: str) -> None:
 def _description(folder: Path) -> dict[str, Any]:
     """What a source says of itself; nothing when it does not, or not as JSON."""
     try:
-        found = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
+        return read_described(folder / "dataset_description.json")
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _doi(folder: Path) -> str:

@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ CONNECT_S = 30.0
 # A scheduler may well be there before its workers, and all of them may be replaced at the end of their wall time.
 PATIENCE_S = 600.0
 POLL_S = 10.0
+# A worker with several threads would do several jobs at once, should dask send it a second one.
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Demands:
         What :func:`installed` says here.
     visible : tuple[Path, ...]
         Files that the worker must see, as proof that it shares the disks.
+    whole_worker : bool
+        Whether a job takes all threads of its worker, as a training does; otherwise a worker must have one.
     """
 
     environment: dict[str, str]
     engine: str
     versions: dict[str, str]
     visible: tuple[Path, ...]
+    whole_worker: bool = False
 
 
 def installed(packages: Sequence[str]) -> dict[str, str]:
@@ -185,19 +191,23 @@ def _until_done(
     scheduler: str,
     demands: Demands,
 ) -> Iterator[tuple[Job, BaseException | None, float]]:
-    running: dict[Any, Job] = {}
+    running: dict[Any, tuple[Job, str]] = {}
     last_seen = time.monotonic()
     while waiting or running:
         # No more jobs are handed in than can run: dask counts the death of a worker against all that wait there too.
-        capacity = sum(client.nthreads().values())
+        threads = client.nthreads()
+        capacity = len(threads) if demands.whole_worker else sum(threads.values())
         last_seen = time.monotonic() if capacity else last_seen
         if time.monotonic() - last_seen > PATIENCE_S:
             raise SettingError(_no_workers(scheduler))
         while waiting and len(running) < capacity:
-            job = waiting.popleft()
-            running[client.submit(_do, work, job, demands, pure=False)] = job
+            job, taken = waiting.popleft(), {place for _, place in running.values()}
+            # To one that is free, as far as is known here; where it dies, dask gives the job to another.
+            place = next((one for one in threads if one not in taken), "") if demands.whole_worker else ""
+            asked = {"workers": place or None, "allow_other_workers": bool(place)}
+            running[client.submit(_do, work, job, demands, pure=False, **asked)] = job, place
         for future in _ended(distributed, running):
-            job, error = running.pop(future), future.exception()
+            (job, _), error = running.pop(future), future.exception()
             if isinstance(error, distributed.KilledWorker):
                 error = BrokenExecutor(str(error))
             yield job, error, 0.0 if error is not None else float(future.result())
@@ -218,21 +228,22 @@ def _do(work: Callable[[Job], None], job: Job, demands: Demands) -> float:
     refusal = _refusal_here(demands, worker)
     if refusal:
         raise SettingError(refusal)
-    start = time.process_time()
-    # Where dask lets the worker keep its files; what a killed worker leaves there is removed by the next one.
-    before, tempfile.tempdir = tempfile.tempdir, worker.local_directory
-    try:
-        with threadpool_limits(1):
-            work(job)
-    finally:
-        tempfile.tempdir = before
-    return time.process_time() - start
+    with _ALONE:
+        start = time.process_time()
+        # Where dask lets the worker keep its files; what a killed worker leaves there is removed by the next one.
+        before, tempfile.tempdir = tempfile.tempdir, worker.local_directory
+        try:
+            with threadpool_limits(worker.state.nthreads):
+                work(job)
+        finally:
+            tempfile.tempdir = before
+        return time.process_time() - start
 
 
 def _refusal_here(demands: Demands, dask_worker: Any) -> str:
     """Why this worker cannot be used, or nothing; prepares its environment on the way."""
     name = f"worker {dask_worker.address} on {socket.gethostname()}"
-    if dask_worker.state.nthreads != 1:
+    if dask_worker.state.nthreads != 1 and not demands.whole_worker:
         return (
             f"{name} does {dask_worker.state.nthreads} things at a time, and the engines allow one in a process. "
             "Start it with --nthreads 1, and with --nworkers N for N at a time."

@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from nilatent.errors import ScanError
 from nilatent.provenance import atomic, hash_file, read_json, write_json
 
 SPACE = "MNI152NLin2009aSym"
 # The page of the template itself: nothing that is read at run time.
 SPATIAL_REFERENCE = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
+UNCHANGED = "image stays the same"
 # Values of the tissue labels; BIDS gives the same numbers to the same tissues.
 TISSUE_TABLE = """index\tname\tabbreviation
 0\tBackground\tBG
@@ -146,6 +148,22 @@ def is_whole(side_car: Path, key: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # Whatever a damaged side-car holds, its scan is done again.
         return False
+
+
+def check_unchanged(path: Path, sha256: str) -> None:
+    """Refuse what was made of an image that is no longer the one that was read with the cohort; an empty hash is none.
+
+    Raises
+    ------
+    ScanError
+        Names the image.
+    """
+    if sha256 and hash_file(path) != sha256:
+        raise ScanError(
+            f"{path}: rule '{UNCHANGED}' is broken: it has changed since the cohort was read. Let whatever writes there finish, "
+            "and run the same command again.",
+            rule=UNCHANGED,
+        )
 
 
 def remove(place: Place) -> None:

@@ -13,7 +13,7 @@ from nilatent.map_names import ENDING, MODULATIONS, MapName, read_map_name
 from nilatent.preprocess import quality, resampling
 from nilatent.preprocess.derivative import Prepared
 from nilatent.preprocess.space import Scan
-from nilatent.provenance import read_json
+from nilatent.tables import read_described
 from nilatent.volumes import Grid, template_array
 
 # Values of a grey-matter map; modulation takes a few voxels above 1, interpolation a few below 0.
@@ -252,10 +252,9 @@ def _side_car(path: Path) -> dict[str, Any]:
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file of another tool says; nothing when it is absent or damaged, since only notes depend on it."""
     try:
-        found = read_json(path)
-    except (OSError, ValueError, RecursionError):
+        return read_described(path)
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _broken(path: Path, rule: str, value: str, next_step: str) -> ScanError:

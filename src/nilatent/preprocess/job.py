@@ -22,6 +22,9 @@ from nilatent.volumes import Grid
 
 # Raised when the same settings give other numbers, so that maps of an older recipe are made again.
 RECIPE_VERSION = 4
+SURVIVES = "worker survives"
+# Rules that are broken by what passes: a scan that was left out by one is tried again when its sources are named again.
+PASSING = (derivative.UNCHANGED, SURVIVES)
 TISSUE_NAMES = {"gm": "Grey-matter", "wm": "White-matter", "csf": "Cerebrospinal-fluid"}
 # Packages that shape the numbers, and so must be of one version wherever scans of one cohort are prepared.
 ENGINES = {
@@ -53,6 +56,8 @@ class Job:
         What a scan leaves there is removed after it in either case.
     shared : Shared or None
         What the scan takes from its subject's template; None for a scan that is prepared by itself.
+    sha256 : str
+        Hash of the image when the cohort was read; empty when it is not known.
     """
 
     scan_id: str
@@ -63,6 +68,7 @@ class Job:
     key: str
     scratch: Path | None
     shared: Shared | None = None
+    sha256: str = ""
 
 
 @cache
@@ -98,6 +104,7 @@ def prepare_scan(job: Job) -> None:
             )
         else:
             made = prepare_map(scan, grid, path=job.path)
+    derivative.check_unchanged(job.path, job.sha256)
     if config.target not in made.maps:
         rule = "has the image to model"
         raise ScanError(

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import ndimage
 
 from nilatent.errors import ScanError
-from nilatent.provenance import atomic
+from nilatent.provenance import HEAD_BYTES, atomic, reserve
 from nilatent.volumes import template
 
 FORMAT_VERSION = 1
@@ -168,6 +168,7 @@ def write_mosaic(mosaic: xr.Dataset, path: Path) -> None:
     """Write a mosaic as compressed netCDF, atomically."""
     packed = {str(name): {"zlib": True, "complevel": 4, "shuffle": False} for name in mosaic.data_vars}
     with atomic(path) as temporary:
+        reserve(temporary, mosaic.nbytes + HEAD_BYTES)
         mosaic.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
 
 

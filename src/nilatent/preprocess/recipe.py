@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from nilatent.cohort import Cohort, exclude
+from nilatent.cohort import DESCRIPTIONS, Cohort, exclude
 from nilatent.errors import CohortError, MissingExtraError, ScanError, SettingError
 from nilatent.lock import locked
 from nilatent.preprocess import bids, cluster, derivative, homogeneity, mosaic, quality, within, workers
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.gm import check_alike, check_smoothing, is_map, modulation, stated, stated_fwhm
-from nilatent.preprocess.job import ENGINES, RECIPE_VERSION, Job, engines, prepare_scan
+from nilatent.preprocess.job import ENGINES, PASSING, RECIPE_VERSION, SURVIVES, Job, engines, prepare_scan
 from nilatent.progress import follow
-from nilatent.provenance import hash_values
+from nilatent.provenance import DiskError, hash_values, is_full, sweep
 from nilatent.tables import RESERVED
 
 Work = TypeVar("Work", Job, within.SubjectJob)
@@ -76,11 +76,15 @@ def prepare(
         When two scans would be written to the same file.
     MissingExtraError
         When a recipe needs an engine that is not installed.
+    DiskError
+        When a disk is full: a cohort that lost scans by it would be another one. What was finished is kept.
     """
     if n_procs < 1:
         raise SettingError(f"n_procs is at least 1, got {n_procs}.")
     out = Path(out).absolute()
     with locked(out, shared=not tables), tempfile.TemporaryDirectory(prefix="nilatent-") as scratch:
+        if tables:
+            sweep(out)
         jobs = _jobs(cohort, out, config, None if scheduler else Path(scratch))
         given = "all" if config.modulation else "none"
         check_alike({job.scan_id: modulation(job.path) if job.config.name == "gm" else given for job in jobs})
@@ -118,6 +122,20 @@ def prepare(
                 (out / name).unlink(missing_ok=True)
             shutil.rmtree(out / "quality", ignore_errors=True)
     return prepared
+
+
+def try_again(listed: Path, record: Path) -> None:
+    """Take a finished preparation for unfinished where another try may save a scan: its worker died, or its image changed.
+
+    Parameters
+    ----------
+    listed : Path
+        Table of what failed, with the column ``rule``; without it the preparation was not finished.
+    record : Path
+        Record of the stage, which is removed then. Scans that are done stay done.
+    """
+    if not listed.is_file() or pd.read_csv(listed, sep="\t", dtype=str)["rule"].isin(PASSING).any():
+        record.unlink(missing_ok=True)
 
 
 def fingerprint(config: RecipeConfig) -> dict[str, Any]:
@@ -252,7 +270,9 @@ def _write_participants(cohort: Cohort, jobs: list[Job]) -> None:
 def _write_tables(prepared: Cohort, out: Path) -> None:
     shown = ["dataset", "recipe", *(name for name in quality.MEASURES if name in prepared.scans), "quality_flags"]
     table = prepared.scans[shown].rename(columns={"quality_flags": "flags"}).fillna({"flags": ""})
-    bids.write_quality(out, table, prepared.columns | {"flags": prepared.columns["quality_flags"]})
+    # A cohort that was read back describes its own columns too; the table says the same of them either way.
+    own = {name: {"Description": DESCRIPTIONS[name]} for name in table if name in DESCRIPTIONS}
+    bids.write_quality(out, table, prepared.columns | own | {"flags": prepared.columns["quality_flags"]})
 
 
 def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None) -> list[Job]:
@@ -275,7 +295,7 @@ def _jobs(cohort: Cohort, out: Path, config: RecipeConfig, scratch: Path | None)
             )
         place = _place(root, subject, str(row["session_id"]), settings, path)
         source = f"bids:{dataset}:{path.relative_to(bids.bids_root(path)).as_posix()}"
-        jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch))
+        jobs.append(Job(str(scan_id), path, settings, place, source, key, scratch, sha256=str(row["sha256"])))
     targets: dict[Path, str] = {}
     for job in jobs:
         if job.place.modelled in targets:
@@ -298,14 +318,19 @@ def _place(root: Path, subject: str, session: str, config: RecipeConfig, path: P
 
 
 def _failure(job: Job, error: BaseException) -> dict[str, str]:
-    if isinstance(error, MissingExtraError | SettingError):
+    if isinstance(error, MissingExtraError | SettingError | DiskError):
         raise error
+    if is_full(error):
+        raise DiskError(
+            f"{job.scan_id}: {error}: the disk of the results or of temporary files ({tempfile.gettempdir()}) is full. What was "
+            "finished is kept; make room, or name a larger place for temporary files (TMPDIR), and run the same command again."
+        ) from error
     if isinstance(error, ScanError):
         # A step knows the array it was given, not the file.
         named = str(job.path) in str(error)
         rule, reason = error.rule, str(error) if named else f"{job.path}: {error}"
     elif isinstance(error, BrokenExecutor):
-        rule = "worker survives"
+        rule = SURVIVES
         reason = (
             f"{job.path}: the process that prepared it was ended from outside or by lack of memory, also when it was tried "
             "again. Free memory, lower n_procs, give the workers of the cluster more, or leave the scan out."

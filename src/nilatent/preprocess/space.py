@@ -1,6 +1,7 @@
 """Space: load a scan in RAS orientation and refuse what cannot be a brain scan."""
 
 import gzip
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ POINTERS = {
     b"version https://git-lfs": "It is a pointer of Git LFS: run `git lfs pull`.",
     b"/annex/objects/": "It is a pointer of git-annex: run `datalad get` on it.",
 }
+# Named by the letters that such a file begins with, for none of which nibabel would hold our limits.
+OTHER_PACKING = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"PK\3\4": "zip",
+    b"7z\xbc\xaf": "7-Zip",
+}
+SURFACE = re.compile(r"\.gii(\.gz)?$", re.IGNORECASE)
 DAMAGED = "The file is damaged or cut short; copy or convert it again."
 # nibabel prints what it finds odd in a header without naming the file; the refusal, or the side-car, says it with the name.
 _reading: ContextVar[bool] = ContextVar("reading a scan", default=False)
@@ -136,12 +146,28 @@ def _check_file(path: Path) -> None:
         if path.stat().st_size == 0:
             raise _refusal(path, "file not empty", "it has 0 bytes", "Copy or convert it again.")
         with path.open("rb") as file:
-            start = file.read(100)
+            start = file.read(2**16)
     except OSError as error:
         raise _refusal(path, "readable", f"{error.strerror}", "Check its permissions, or copy it again.") from error
     for mark, step in POINTERS.items():
         if start.startswith(mark):
             raise _refusal(path, "file is here", f"it holds {len(start)} bytes of text, and no image", step)
+    for mark, packing in OTHER_PACKING.items():
+        if start.startswith(mark):
+            raise _refusal(path, "readable", f"it is packed by {packing}", "Unpack it, or pack it with gzip (.nii.gz).")
+    # Flags 8 and 16 announce a name and a comment, each of which a zero byte ends; they would be looked for to the end.
+    if start[:2] == b"\x1f\x8b" and len(start) > 3 and start[3] & 24 and start[10:].count(0) < start[3].bit_count():
+        raise _refusal(path, "readable", "the head of the gzip file has a name without an end", DAMAGED)
+    if SURFACE.search(path.name):
+        raise _refusal(
+            path, "readable", "it is a GIFTI file, which holds surfaces", "Give a volume, such as a NIfTI file."
+        )
+    if start[:4] == b"\x89HDF" and not path.name.lower().endswith(".mnc"):
+        raise _refusal(path, "readable", "it is an HDF5 file, and no image", "Give a volume, such as a NIfTI file.")
+    if len(start) > 131 and start[128:132] == b"DICM":
+        raise _refusal(
+            path, "readable", "it is a DICOM file", "Convert the series with dcm2niix, and give the NIfTI file."
+        )
 
 
 def _read(path: Path) -> Scan:
@@ -216,7 +242,8 @@ def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise _refusal(path, "three dimensions", f"the shape is {shape}", "Give one 3D volume (average or pick one).")
     if min(shape) < 1 or np.prod(np.asarray(shape, dtype=float)) > MAX_VOXELS:
         step = "The header is damaged; convert the scan again."
-        raise _refusal(path, "plausible size", f"the header claims the shape {shape}", step)
+        found = f"the header claims the shape {shape}, allowed are 1 to {MAX_VOXELS} voxels"
+        raise _refusal(path, "plausible size", found, step)
     if dtype.fields is not None or dtype.kind not in "iufb":
         raise _refusal(path, "one number per voxel", f"the data type is {dtype}", "Save the scan as a scalar image.")
 

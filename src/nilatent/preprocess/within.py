@@ -276,7 +276,9 @@ def _brains(visits: Sequence[Visit]) -> tuple[dict[str, t1.Brain], dict[str, dic
     brains, failed = {}, {}
     for visit in visits:
         try:
-            brains[visit.scan_id] = t1.find_brain(load_scan(visit.path), path=visit.path)
+            found = t1.find_brain(load_scan(visit.path), path=visit.path)
+            derivative.check_unchanged(visit.path, visit.sha256)
+            brains[visit.scan_id] = found
         except ScanError as error:
             failed[visit.scan_id] = {"rule": error.rule, "reason": str(error).replace(str(visit.path), visit.source)}
     return brains, failed

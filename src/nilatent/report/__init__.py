@@ -13,6 +13,7 @@ from nilatent.finding import Finding
 from nilatent.plots import brain, style
 from nilatent.provenance import atomic
 from nilatent.report import methods, page, people, study
+from nilatent.report.maps import maps_of
 from nilatent.report.sections import SECTIONS, Drawing, FindingSection
 from nilatent.report.subjects import build_subjects
 from nilatent.report.viewer import RegionMap, ScanViewer, region_map, scan_viewer, words
@@ -159,7 +160,7 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
         _picture(draw, name, found, fallback=name == found.name and spec.scatter is not None)
         for name, draw in {found.name: spec.draw, **spec.more}.items()
     ]
-    table = page.sheet(found.table, f"{spec.title}, in numbers.", names=spec.names)
+    table = page.sheet(_yes_or_no(found.table), f"{spec.title}, in numbers.", names=spec.names)
     return page.Section(
         spec.title,
         spec.finding,
@@ -169,6 +170,7 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
         n_scans=found.n_scans,
         n_subjects=found.n_subjects,
         pictures=(*pictures, *_map_pictures(spec, found)),
+        maps=maps_of(found, spec.maps),
         sheets=(table,) if len(found.table) else (),
         caveats=found.caveats,
         files=(f"findings/{found.name}/table.tsv", *(f"findings/{found.name}/{name}.nii.gz" for name in found.maps)),
@@ -178,6 +180,12 @@ def _finding_section(spec: FindingSection, run: study.Run) -> page.Section:
     )
 
 
+def _yes_or_no(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with truth values in words."""
+    answers = {str(name): table[name].map({True: "yes", False: "no"}) for name in table.select_dtypes(bool)}
+    return table.assign(**answers)
+
+
 def _picture(draw: Drawing, name: str, found: Finding, *, fallback: bool) -> page.Picture:
     # The first line of a draw function says what the figure shows: written once, beside the code that draws it.
     caption = (draw.__doc__ or name).splitlines()[0]
@@ -185,7 +193,11 @@ def _picture(draw: Drawing, name: str, found: Finding, *, fallback: bool) -> pag
 
 
 def _map_pictures(spec: FindingSection, found: Finding) -> Sequence[page.Picture]:
-    shown = {name: look for name, look in spec.maps.items() if name in found.maps}
+    shown = {
+        name: (label if isinstance(label, str) else label(found), limits)
+        for name, (label, limits) in spec.maps.items()
+        if name in found.maps
+    }
     if not shown:
         return ()
     background = _background()

@@ -6,7 +6,7 @@ numbers with intervals of their own are no test of a difference.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -144,8 +144,15 @@ def _said(settings: Mapping[str, Any], name: str) -> str | None:
     if name not in settings:
         return None
     value = settings[name]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return study.without_paths(text) or "none"
+    return ", ".join(map(_without_folder, value if isinstance(value, list) else [value])) or "none"
+
+
+def _without_folder(value: object) -> str:
+    """A value that is a path is one from its first letter to its last, whatever it holds."""
+    text = str(value)
+    if any(kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath)):
+        return f"…/{PureWindowsPath(text).name}"
+    return study.without_paths(text)
 
 
 def _pairs(first: study.Run, second: study.Run) -> list[Pair]:

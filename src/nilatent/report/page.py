@@ -16,11 +16,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from plotly.offline import get_plotlyjs
 
 from nilatent.errors import SettingError
 from nilatent.plots import style
 from nilatent.plots.strip import FRAME_DPI
+from nilatent.report.maps import FindingMap, MapShelf, shelf
 from nilatent.report.viewer import RegionMap, ScanViewer
 
 PIXELS_PER_INCH = 96
@@ -198,6 +198,7 @@ class Section:
     scatter: Mapping[str, Any] | None = None
     sliders: tuple[Slider, ...] = ()
     viewer: ScanViewer | None = None
+    maps: tuple[FindingMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,11 @@ def _asset(name: str) -> str:
     return resources.files("nilatent").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+def _script(name: str) -> str:
+    """One of our scripts as a browser hashes it: after turning every line end into a line feed."""
+    return _asset(name).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def policy(scripts: Sequence[str]) -> str:
     """The content security policy of a page that runs these scripts and nothing else."""
     hashes = " ".join(
@@ -329,25 +335,29 @@ def environment() -> Environment:
     )
 
 
+def map_shelf(sections: Sequence[Section]) -> MapShelf | None:
+    """The maps of all sections that a page of them holds; None where there are none."""
+    return shelf([one for section in sections for one in section.maps])
+
+
 def render(page: Page) -> str:
     """The page as one HTML text that needs no other file."""
     scatters = any(section.scatter for section in page.sections)
-    volumes = page.regions is not None or any(section.viewer for section in page.sections)
     sliding = any(section.sliders for section in page.sections)
+    maps = map_shelf(page.sections)
+    volumes = page.regions is not None or maps is not None or any(section.viewer for section in page.sections)
+    # The text comes alive first; then the dots, whose library takes a browser longest.
     wanted = {
-        "plotly": scatters,
-        "niivue.umd.js": volumes,
         "report.js": True,
         "viewer.js": volumes,
-        "scatter.js": scatters,
+        "maps.js": maps is not None,
         "slider.js": sliding,
+        "plotly-basic.min.js": scatters,
+        "scatter.js": scatters,
     }
-    # Browsers hash a script after turning every line end into a line feed.
-    scripts = [
-        (get_plotlyjs() if name == "plotly" else _asset(name)).replace("\r\n", "\n").replace("\r", "\n")
-        for name, is_wanted in wanted.items()
-        if is_wanted
-    ]
+    scripts = [_script(name) for name, is_wanted in wanted.items() if is_wanted]
+    # Held as text that a browser does not even compile, until somebody asks for a volume.
+    held = [_script("niivue.umd.js")] if volumes else []
     html: str = (
         environment()
         .get_template("report.html.j2")
@@ -355,8 +365,14 @@ def render(page: Page) -> str:
             page=page,
             css=Markup(_asset("report.css") + (_asset("slider.css") if sliding else "")),
             scripts=[Markup(script) for script in scripts],
-            licence=_asset("niivue.LICENSE.txt") if volumes else "",
-            policy=policy(scripts),
+            held=[Markup(script) for script in held],
+            maps=maps,
+            licences=[
+                _asset(name)
+                for name, is_wanted in (("niivue.LICENSE.txt", volumes), ("plotly.LICENSE.txt", scatters))
+                if is_wanted
+            ],
+            policy=policy([*scripts, *held]),
         )
     )
     return html

@@ -9,8 +9,8 @@ COHORT_NAMES = {
     "dataset": ("data set", ""),
     "n_scans": ("scans", ""),
     "n_subjects": ("persons", ""),
-    "age": ("age, mean ± SD", "Years, over scans with a known age"),
-    "age_range": ("age range", "Years"),
+    "age": ("age (years), mean ± SD", "Over scans with a known age"),
+    "age_range": ("age (years), range", ""),
     "women": ("women", "Persons"),
     "men": ("men", "Persons"),
     "unknown": ("sex not given", "Persons"),
@@ -24,7 +24,10 @@ def cohort_section(run: study.Run) -> page.Section:
     excluded = run.cohort.excluded.reindex(columns=list(EXCLUSION_NAMES)).astype(object)
     excluded["reason"] = excluded["reason"].astype(str).map(study.without_paths)
     by = "data set and group" if run.group else "data set"
-    sheets = [page.sheet(cohort_table(scans, group=run.group), f"Scans by {by}.", names=_cohort_names(run.group))]
+    counted = cohort_table(scans, group=run.group)
+    if not counted["unknown"].any():
+        counted = counted.drop(columns="unknown")
+    sheets = [page.sheet(counted, f"Scans by {by}.", names=_cohort_names(run.group))]
     if run.site:
         caption = f"Scans at each value of {run.site}" + (f", by {run.group}." if run.group else ".")
         sheets.append(page.sheet(site_table(scans, site=run.site, group=run.group), caption, names={}))
@@ -80,7 +83,9 @@ def cohort_table(scans: pd.DataFrame, *, group: str) -> pd.DataFrame:
         row["age"] = (
             f"{age.mean():.1f} ± {age.std():.1f}" if len(age) > 1 else f"{age.mean():.1f}" if len(age) else None
         )
-        row["age_range"] = f"{age.min():.1f} to {age.max():.1f}" if len(age) else None
+        row["age_range"] = (
+            " to ".join(page.number_text(round(end, 1)) for end in (age.min(), age.max())) if len(age) else None
+        )
         row |= {"women": int((sex == "F").sum()), "men": int((sex == "M").sum()), "unknown": int(sex.isna().sum())}
         rows.append(row)
     return pd.DataFrame(rows)

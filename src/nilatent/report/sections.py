@@ -51,7 +51,7 @@ class FindingSection:
     more
         Further figures: stem of the file to function.
     maps
-        Maps that are drawn on the template, to the label of the colour bar and its limits.
+        Maps that are drawn on the template, to the label of the colour bar, or what says it of a finding, and its limits.
     scatter
         Values of an interactive scatter, from the finding and the table of scans; None for none.
     sliders
@@ -64,7 +64,7 @@ class FindingSection:
     lead: str
     names: Mapping[str, tuple[str, str]]
     more: Mapping[str, Drawing] = field(default_factory=dict)
-    maps: Mapping[str, tuple[str, tuple[float, float] | None]] = field(default_factory=dict)
+    maps: Mapping[str, tuple[str | Callable[[Finding], str], tuple[float, float] | None]] = field(default_factory=dict)
     scatter: Callable[[Finding, pd.DataFrame], dict[str, Any]] | None = None
     sliders: Callable[[Finding], tuple[Slider, ...]] | None = None
 

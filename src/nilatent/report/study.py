@@ -36,8 +36,11 @@ REGION_NAMES = {
 }
 OUTDATED = "it was made from scans or a model that have changed since; run the study again"
 
-# Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine.
-_PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:[\\/]+|\\{2,}|/)(?:[^\s'\"<>|:,;()\\/]+[\\/]+)+")
+# Windows drive or root, then folders; the file's own name is kept. A URL is not a path of this machine. A folder's name may
+# hold blanks, but not after what looks like the ending of a file, where a sentence goes on: "/data/a.nii is in mm/s".
+_NAME = r"""[^\s'"<>|:,;()\\/]"""
+_BLANK = r"(?<!\.\w\w)(?<!\.\w{3})(?<!\.\w{4})[ \t]+"
+_PATH = re.compile(rf"(?<![\w/:.])(?:[A-Za-z]:[\\/]+|\\{{2,}}|/)(?:{_NAME}+(?:{_BLANK}{_NAME}+)*[\\/]+)+")
 # Between quotes a folder's name may hold blanks.
 _QUOTED = re.compile(r"""(["'])(?:[A-Za-z]:[\\/]+|\\{2,}|/)(?:[^"'\n\\/]+[\\/]+)*([^"'\n\\/]*)(?=\1)""")
 

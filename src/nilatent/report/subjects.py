@@ -24,11 +24,13 @@ from nilatent.volumes import Grid, template
 
 FINDING, MAPS = Path("findings") / "normative", "maps"
 FOLDER, INDEX = "subjects", "index.html"
+SCRIPTS = ("report.js", "subject.js")
 N_REGIONS = 12
 Z_LIMITS, SHOWN_FROM = (-5.0, 5.0), 1.0
 BACKGROUND_MM = 2.0
 # Columns of the index after the scan, by the names that the plot gives them; covariates come between.
 LISTED = ("group", "deviates", "p", "q", "mahalanobis", "n_extreme", "region", "region_z", "note")
+LISTED_CAPTION = "One row per scan, those that deviate most first; each leads to the page of its subject."
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,14 @@ def build_subjects(folder: Path) -> list[Path]:
 
 def _write(path: Path, look: Template, values: Mapping[str, object]) -> Path:
     usual = {"index": "", "facts": (), "parts": (), "listed": None, "links": (), "caveats": ()}
-    html = look.render(usual | dict(values), css=Markup(page_file("report.css")), version=nilatent.__version__)
+    scripts = [page_file(name) for name in SCRIPTS]
+    html = look.render(
+        usual | dict(values),
+        css=Markup(page_file("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=page.policy(scripts),
+        version=nilatent.__version__,
+    )
     with atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
@@ -101,7 +110,7 @@ def _index(found: Finding, names: Mapping[str, str]) -> dict[str, object]:
     return {
         "title": f"Deviation of {found.n_subjects} subjects",
         "verdict": found.answer,
-        "listed": page.sheet(table.assign(note=table["note"].replace("", np.nan)), "", names=shown),
+        "listed": page.sheet(table.assign(note=table["note"].replace("", np.nan)), LISTED_CAPTION, names=shown),
         "links": [names[str(subject)] for subject in found.table["subject_id"]],
         "caveats": found.caveats,
     }

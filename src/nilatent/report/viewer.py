@@ -25,7 +25,7 @@ from nilatent.plots.reconstruction import ERROR_MAP
 from nilatent.viewed import LEVELS, Viewed, encoded_bytes
 from nilatent.volumes import Grid, gm_mask, template
 
-__all__ = ["RegionMap", "ScanViewer", "region_map", "scan_viewer", "words"]
+__all__ = ["RegionMap", "ScanViewer", "packed_template", "region_map", "scan_viewer", "words"]
 
 MNI_CODE = 4
 HEADER_BYTES = 352
@@ -141,7 +141,7 @@ def region_map(names: Mapping[str, int], atlas: Mapping[str, Any]) -> RegionMap 
         "names": [[name, int(label)] for name, label in names.items()],
         "atlas": found.name,
     }
-    return RegionMap(settings, packed(_template(REGIONS_MM)), packed(labels.astype(code)))
+    return RegionMap(settings, packed_template(), packed(labels.astype(code)))
 
 
 def _nearest(atlas: Atlas, grid: Grid) -> npt.NDArray[np.int64]:
@@ -157,11 +157,12 @@ def _nearest(atlas: Atlas, grid: Grid) -> npt.NDArray[np.int64]:
 
 
 @cache
-def _template(spacing_mm: float) -> npt.NDArray[np.uint8]:
-    grid = Grid.mni(spacing_mm)
+def packed_template() -> str:
+    """Base64 of compressed codes of the template that lies under regions and maps, on the grid of `REGIONS_MM`."""
+    grid = Grid.mni(REGIONS_MM)
     values = template("t1", grid).get_fdata(dtype=np.float32)
     top = float(np.quantile(values[gm_mask(grid)], 0.999))
-    return np.asarray(np.rint(np.clip(values / top, 0.0, 1.0) * LEVELS), dtype=np.uint8)
+    return packed(np.asarray(np.rint(np.clip(values / top, 0.0, 1.0) * LEVELS), dtype=np.uint8))
 
 
 def header(

@@ -115,7 +115,7 @@ class SimulationConfig:
         """Refuse nonsense."""
         _one_of("kind", self.kind, KINDS)
         _one_of("confounded", self.confounded, CONFOUNDS)
-        _in_range("n_subjects", self.n_subjects, 1, 9999)
+        _in_range("n_subjects", self.n_subjects, 1, 99_999)
         _in_range("seed", self.seed, 0, 2**32 - 1)
         _in_range("spacing_mm", self.spacing_mm, 1, 6)
         _in_range("native_spacing_mm", self.native_spacing_mm, 0.8, 4)

@@ -24,7 +24,7 @@ from nilatent.map_names import read_map_name
 from nilatent.pools import Pools, open_pools
 from nilatent.preprocess.derivative import SPATIAL_REFERENCE
 from nilatent.progress import track
-from nilatent.provenance import atomic, hash_file, read_json, seal, write_json
+from nilatent.provenance import atomic, hash_file, read_json, seal, sweep, write_json
 from nilatent.spaces import fold_spaces, study_space
 from nilatent.synthetic.plan import BLOCK, Form, Plan, SamplesConfig, drawn, form_of, plan_samples
 from nilatent.synthetic.words import MARK, PERSONAL, describe, dictionary
@@ -136,6 +136,7 @@ def write_synthetic(
     plan = plan_samples(space, scans, form, config, checks_copies=is_copy is not None)
     _check_folder(out, plan)
     with locked(out):
+        sweep(out)
         describe(out, form.target, plan.said)
         refused: list[dict[str, str]] = []
         starts = range(0, config.n, BLOCK)

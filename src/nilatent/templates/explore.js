@@ -1,40 +1,15 @@
 "use strict";
-// The explorer's page. Text from data goes in by textContent, or into plotly's labels escaped; volumes come one by one.
+// The explorer's page: scans on a map, two of them, moved latents, means. Text from data goes in by textContent, or into
+// plotly's labels escaped; volumes come one by one.
 (() => {
   const { visible, save, button } = window.nilatent;
-  const { Niivue, NVImage } = window.niivue;
-  const find = (id) => document.getElementById(id);
+  const { find, minus, fault, ask, query, panels, panelOf, latest, busy } = window.nilatent.explorer;
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // Plotly reads <b>, <a> and entities in its labels; text from data must come out as it went in.
   const shown = (value) => visible(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const minus = (text) => text.replace(/^-/, "−");
-  const TOP_CODE = 32767;
-  const SLOPE_AT = 112;
   const MAX_IDS = 500;
   const N_SLIDERS = 6;
   const KNOWN = ["this person had a say in the training", "the model was trained on it", "the model has not seen this person"];
-  const LOOK = {
-    logLevel: "silent", isColorbar: true, show3Dcrosshair: false, dragAndDropEnabled: false, isOrientationTextVisible: true, isCornerOrientationText: true,
-    isRadiologicalConvention: false, backColor: [0, 0, 0, 1], crosshairColor: [0.9, 0.6, 0.1, 0.7], crosshairWidth: 0.3,
-    fontMinPx: 12, fontSizeScaling: 0.3, fontColor: [0.92, 0.92, 0.92, 1], colorbarHeight: 0.05, multiplanarShowRender: 0, multiplanarEqualSize: false, tileMargin: 2,
-  };
-
-  const fault = (error) => {
-    find("fault").hidden = !error;
-    if (error) find("fault").textContent = visible(error.message ?? error);
-  };
-  // From the address, and kept for this tab alone: it need not stand in the history, nor in a cookie that other servers see.
-  const token = new URLSearchParams(location.search).get("token") ?? sessionStorage.getItem("token") ?? "";
-  sessionStorage.setItem("token", token);
-  history.replaceState(null, "", "/");
-  const ask = async (path, body) => {
-    const headers = { "X-Nilatent-Token": token, ...(body ? { "Content-Type": "application/json" } : {}) };
-    const how = body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers };
-    const answer = await fetch(path, how).catch(() => { throw new Error("The explorer does not answer: nilatent explore was ended."); });
-    if (answer.ok) return answer;
-    throw new Error((await answer.json().catch(() => ({}))).error ?? `The explorer refused this (${answer.status}).`);
-  };
-  const query = (path, values) => `${path}?${new URLSearchParams(values)}`;
 
   let study = null;
   const pieces = new Map();
@@ -42,118 +17,6 @@
     const key = `${what} ${number}`;
     if (!pieces.has(key)) pieces.set(key, (await ask(query(`/api/${what}`, { number }))).json());
     return pieces.get(key);
-  };
-
-  // ------------------------------------------------------------------------------------------------------------ panels
-  const panels = {};
-  const width = () => Math.max(Number(find("width").value) || 0, 1e-12);
-  const limits = (signed) => (signed ? [-width(), width()] : study.limits);
-
-  const panelOf = (figure) => {
-    const canvas = figure.querySelector("canvas");
-    const caption = figure.querySelector("figcaption");
-    const tools = Object.assign(document.createElement("p"), { className: "save", hidden: true });
-    caption.after(tools);
-    const self = { figure, canvas, view: null, now: null, peak: 0 };
-
-    const opened = async () => {
-      const view = new Niivue(LOOK);
-      await view.attachToCanvas(canvas);
-      view.setMultiplanarLayout(0);
-      view.setSliceType(view.sliceTypeMultiplanar);
-      view.addColormap("amount", study.amount_colours);
-      view.addColormap("signed", study.signed_colours);
-      view.setRadiologicalConvention(find("side").value === "right");
-      return view;
-    };
-
-    // `what`: request {path, body}, words, name of a file, signed.
-    self.show = async (buffer, what) => {
-      try {
-        self.view ??= opened();
-        const view = await self.view;
-        const [low, high] = limits(what.signed);
-        const made = await NVImage.new(buffer, "volume.nii", what.signed ? "signed" : "amount", 1, null, low, high, true);
-        while (view.volumes.length) view.removeVolumeByIndex(0);
-        view.addVolume(made);
-        self.now = what;
-        self.peak = new DataView(buffer).getFloat32(SLOPE_AT, true) * TOP_CODE;
-        self.range();
-        tie();
-      } catch (error) {
-        throw new Error(`This browser cannot draw the volume (${error.message ?? error}). It needs WebGL 2.`);
-      }
-    };
-    self.range = async () => {
-      if (!self.now) return;
-      const view = await self.view;
-      const [low, high] = limits(self.now.signed);
-      Object.assign(view.volumes[0], { cal_min: low, cal_max: high });
-      view.updateGLVolume();
-      const bar = `${study.unit}, colours from ${minus(String(low))} to ${high}`;
-      caption.replaceChildren(Object.assign(document.createElement("b"), { textContent: visible(self.now.title) }), ` ${visible(self.now.words)} `, bar);
-      canvas.setAttribute("aria-label", visible(`${self.now.title} ${self.now.words} Three slices; ${bar}.`));
-      tools.hidden = false;
-      figure.dataset.shown = self.now.key;
-      figure.dataset.count = String(Number(figure.dataset.count ?? 0) + 1);
-    };
-
-    const png = async () => {
-      const view = await self.view;
-      view.drawScene();
-      const made = document.createElement("canvas");
-      const line = Math.round(canvas.width / 42) + 6;
-      Object.assign(made, { width: canvas.width, height: canvas.height + 3 * line });
-      const context = made.getContext("2d");
-      context.fillStyle = "#000000";
-      context.fillRect(0, 0, made.width, made.height);
-      context.drawImage(canvas, 0, 0);
-      context.fillStyle = "#ffffff";
-      context.font = `${line - 6}px sans-serif`;
-      const side = find("side").value === "left" ? "Left is on the left." : "Left is on the right.";
-      [self.now.title, self.now.words, `${canvas.getAttribute("aria-label").split("; ").pop()} ${side}`].forEach((text, row) => {
-        context.fillText(visible(text), 6, canvas.height + (row + 0.8) * line, made.width - 12);
-      });
-      made.toBlob((blob) => save(`${self.now.file}.png`, blob));
-    };
-    const nifti = async () => {
-      const { path, body } = self.now.request;
-      const answer = await (body ? ask(path, { ...body, exact: true }) : ask(`${path}&exact=true`));
-      save(`${self.now.file}.nii`, await answer.blob());
-    };
-    const tried = (act) => () => act().then(() => fault(null), fault);
-    tools.append(button("Save as PNG", tried(png)), button("Save as NIfTI", tried(nifti)));
-    return self;
-  };
-
-  // A click in one panel moves the cross of the others.
-  const tie = async () => {
-    const open = await Promise.all(Object.values(panels).map((panel) => panel.view).filter(Boolean));
-    open.forEach((view) => view.broadcastTo(open.filter((other) => other !== view), { "2d": true }));
-  };
-
-  // Of questions that come faster than answers, the last one counts.
-  const latest = (act) => {
-    let running = false;
-    let waiting = null;
-    const run = async (...values) => {
-      if (running) { waiting = values; return; }
-      running = true;
-      try {
-        await act(...values);
-        fault(null);
-      } catch (error) {
-        fault(error);
-      } finally {
-        running = false;
-      }
-      if (waiting) { const next = waiting; waiting = null; await run(...next); }
-    };
-    return run;
-  };
-  const busy = async (panel, act) => {
-    panel.figure.setAttribute("aria-busy", "true");
-    try { await act(); } finally { panel.figure.removeAttribute("aria-busy"); }
   };
 
   // ------------------------------------------------------------------------------------------------------------- scans
@@ -361,7 +224,7 @@
     on("show", "change", drawMoved);
     on("reckon", "click", drawMean);
     on("more", "change", (event) => { if (event.target.value) addSlider(Number(event.target.value)); });
-    on("width", "change", () => Object.values(panels).forEach((panel) => panel.range()));
+    on("width", "change", () => Object.values(panels).forEach((panel) => panel.again()));
     on("side", "change", () => Object.values(panels).forEach(async (panel) => (await panel.view)?.setRadiologicalConvention(find("side").value === "right")));
     for (const side of ["a", "b"]) {
       scanInput(side).addEventListener("change", (event) => pick(side, event.target.value.trim()));
@@ -406,7 +269,7 @@
     fill("x", study.axes, 0);
     fill("y", study.axes, Math.min(1, study.axes.length - 1));
     find("width").value = Number((0.25 * (study.limits[1] - study.limits[0])).toPrecision(2));
-    document.querySelectorAll(".panel").forEach((figure) => { panels[figure.dataset.panel] = panelOf(figure); });
+    document.querySelectorAll(".panel").forEach((figure) => { panels[figure.dataset.panel] = panelOf(figure, study); });
     Object.assign(drawScan, { a: makeScan("a"), b: makeScan("b") });
     listen();
     choose(null);

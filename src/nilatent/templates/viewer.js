@@ -3,7 +3,13 @@
 // volume unpacked, before it is asked for.
 (() => {
   const page = window.nilatent;
-  const { Niivue, NVImage } = window.niivue;
+  // What a click may look for is in the document only when all of it has been read.
+  const whole = document.readyState === "loading" ? new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true })) : Promise.resolve();
+  // A script put in by a script runs at once, where the page's policy knows its hash.
+  const library = () => {
+    if (!window.niivue) document.head.append(Object.assign(document.createElement("script"), { textContent: document.querySelector("script[data-held]").textContent }));
+    return window.niivue;
+  };
   const HEADER_BYTES = 352;
   const LOOK = {
     logLevel: "silent", isColorbar: true, show3Dcrosshair: false, dragAndDropEnabled: false, isRadiologicalConvention: false,
@@ -29,11 +35,12 @@
     return btoa(text);
   };
   const image = async (file, name, look) => {
-    const made = await NVImage.loadFromBase64({ base64: base64Of(file), name: `${name}.nii` });
+    const made = await library().NVImage.loadFromBase64({ base64: base64Of(file), name: `${name}.nii` });
     return Object.assign(made, look);
   };
   const opened = async (canvas, colours) => {
-    const view = new Niivue(LOOK);
+    await whole;
+    const view = new (library().Niivue)(LOOK);
     await view.attachToCanvas(canvas);
     view.setMultiplanarLayout(2);
     view.setSliceType(view.sliceTypeMultiplanar);
@@ -115,6 +122,7 @@
       box.querySelector(".volumes").hidden = false;
       box.querySelector('[data-role="how"]').hidden = false;
       try {
+        await whole;
         views ??= start();
         const made = await views;
         const found = await volumes(place);
@@ -214,6 +222,7 @@
     });
   };
 
+  page.volumes = { whole, unpacked, nifti, image, opened, cannot };
   document.querySelectorAll(".viewer").forEach(scans);
-  document.querySelectorAll(".region-map").forEach(regions);
+  document.querySelectorAll("#region-map").forEach(regions);
 })();

@@ -55,6 +55,8 @@ FILES = (
     "subjects.tsv",
     "weights.safetensors",
 )
+# The settings hold the hashes of the other files; the history holds seconds, which no two trainings share.
+HASHED = tuple(name for name in FILES if name not in ("config.toml", "history.tsv"))
 NOT_IN_VERSION_1 = ("MODEL_CARD.md", "conditions.json", "preparation.json")
 
 
@@ -158,7 +160,10 @@ def keep(folder: Path, key: str, progress: Progress, learners: Learners) -> None
                 tensors[f"{learner}.{moment}.{name}"] = value
     if progress.past is not None:
         tensors["past"] = progress.past
-    write_tensors(folder / "resume.safetensors", tensors, {"key": key, "history": progress.history})
+    # The header sorts names, and the table shall have its columns in one order.
+    columns = list(dict.fromkeys(name for row in progress.history for name in row))
+    about = {"key": key, "history": progress.history, "columns": columns}
+    write_tensors(folder / "resume.safetensors", tensors, about)
     write_history(folder, progress)
 
 
@@ -181,7 +186,7 @@ def resume(folder: Path, key: str, learners: Learners) -> Progress | None:
     Returns
     -------
     Progress or None
-        None when there is nothing to go on from, or it belongs to another training.
+        None when there is nothing to go on from, it belongs to another training, or its bytes have changed.
     """
     stored = read_tensors(folder / "resume.safetensors", key=key)
     if stored is None:
@@ -196,7 +201,8 @@ def resume(folder: Path, key: str, learners: Learners) -> Progress | None:
                 optimiser.state[parameter] = {"step": tensors[f"{learner}.step.{name}"], **laid_out}
     model = next(iter(learners.values()))[0]
     best = {name: _laid_out(tensors[f"best.{name}"], parameter) for name, parameter in model.named_parameters()}
-    return Progress(best, tuple(about["history"]), tensors.get("past"))
+    history = tuple({name: row[name] for name in about.get("columns", row) if name in row} for row in about["history"])
+    return Progress(best, history, tensors.get("past"))
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
@@ -268,7 +274,7 @@ def save_model(
         temporary.write_text(model_card(facts), encoding="utf-8")
     present = {
         name: {key: value for key, value in table.items() if value is not None} for name, table in settings.items()
-    }
+    } | {"sha256": {name: hash_file(folder / name) for name in HASHED}}
     with atomic(folder / "config.toml") as temporary:
         temporary.write_text(tomli_w.dumps({"format_version": FORMAT_VERSION} | present), encoding="utf-8")
 
@@ -313,6 +319,15 @@ def load_model(folder: Path) -> TrainedModel:
 
 def _from_version_2(folder: Path, settings: Mapping[str, Any]) -> TrainedModel:
     check_files(folder, FILES)
+    read = _read_version_2(folder, settings)
+    for name, digest in dict(settings.get("sha256", {})).items():
+        # Last, because what is wrong with a file says more than that it was changed.
+        if name in HASHED and hash_file(folder / name) != digest:
+            raise ValueError(f"{name} is not as it was written")
+    return read
+
+
+def _read_version_2(folder: Path, settings: Mapping[str, Any]) -> TrainedModel:
     table = pd.read_csv(folder / "subjects.tsv", sep="\t", dtype=str, keep_default_na=False)
     return _trained(
         folder,

@@ -1,15 +1,19 @@
 """Tensors on disk: one safetensors file with plain values in its header, written in one rename."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nilatent.provenance import atomic
+from nilatent.provenance import atomic, hash_values
+
+DIGEST = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -26,8 +30,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         apart by a kill between their renames.
     """
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    known = dict(about) | {DIGEST: _digest(plain, about)}
     # One key only: the order of several is not fixed, and the same weights must give the same bytes.
-    content = save(plain, metadata={"nilatent": json.dumps(dict(about), sort_keys=True)})
+    content = save(plain, metadata={"nilatent": json.dumps(known, sort_keys=True)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
@@ -45,7 +50,8 @@ def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, 
     Returns
     -------
     tuple or None
-        Tensors and plain values; None when the file is absent, of another training, or not such a file.
+        Tensors and plain values; None when the file is absent, of another training, not such a file, or its bytes have
+        changed.
     """
     if not path.is_file():
         return None
@@ -54,6 +60,17 @@ def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, 
             about = json.loads((file.metadata() or {}).get("nilatent", "{}"))
             if about.get("key") != key:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
-    except SafetensorError:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, ValueError):
         return None
+    written = about.pop(DIGEST, "")
+    # A file that is gone is better than a training that goes on from other numbers.
+    return (tensors, about) if written in ("", _digest(tensors, about)) else None
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    values = {
+        name: hashlib.sha256(one.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+        for name, one in tensors.items()
+    }
+    return hash_values([values, {name: value for name, value in about.items() if name != DIGEST}])

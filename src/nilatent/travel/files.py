@@ -1,7 +1,10 @@
 """What a way through the latent space leaves in a folder: volumes, regional effects, pictures, a slider, and the record."""
 
+import glob
 import secrets
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from nilatent.errors import SettingError
+from nilatent.lock import LOCK_NAME, locked
 from nilatent.plots import strip, style
 from nilatent.pools import Pools
 from nilatent.preprocess.native import to_native
-from nilatent.provenance import hash_file, plain, read_json, versions, write_json
+from nilatent.provenance import hash_file, plain, read_json, versions, write_json, writing
 from nilatent.report import page
 from nilatent.report.slider import Slider, write_slider
 
@@ -92,10 +96,20 @@ def is_done(out: Path, asked: Mapping[str, Any]) -> bool:
         return False
     record = out / RECORD
     known = read_json(record) if record.is_file() else {}
-    if known.get("asked") == plain(asked) and all((out / name).is_file() for name in known["outputs"]):
-        return True
+    if known.get("asked") == plain(asked):
+        changed = [name for name, digest in known["outputs"].items() if not _is_as_written(out / name, digest)]
+        if not changed:
+            return True
+        raise SettingError(
+            f"{out / changed[0]} is missing or not as it was written, and nothing is overwritten. Remove {out} and run the same "
+            "command again."
+        )
     what = "another drawing, or a part of this one," if known else "other files"
     raise SettingError(f"{out} holds {what}, and nothing is overwritten. Name a folder that is new or empty.")
+
+
+def _is_as_written(path: Path, digest: str) -> bool:
+    return path.is_file() and hash_file(path) == digest
 
 
 def write_journey(journey: Journey, pools: Pools, out: Path) -> Path:
@@ -121,24 +135,35 @@ def write_journey(journey: Journey, pools: Pools, out: Path) -> Path:
     ------
     SettingError
         When the folder is not empty, or the scan has no way back into its own space.
+    DiskError
+        When the disk is full or cannot be written.
     """
     out = Path(out).absolute()
     is_done(out, journey.asked)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
     partial = out.with_name(f".{secrets.token_hex(4)}.partial.{out.name}")
-    partial.mkdir()
     try:
-        _fill(journey, pools, partial)
+        with writing(out), locked(partial):
+            _fill(journey, pools, partial)
+        (partial / LOCK_NAME).unlink()
         if out.is_dir():
             # Empty, as was seen above; a folder that was filled since is not replaced.
             out.rmdir()
         partial.rename(out)
     finally:
-        if partial.is_dir():
-            for file in partial.iterdir():
-                file.unlink()
-            partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed writers of the same folder left beside it; one that still writes holds the lock of its own."""
+    for left in out.parent.glob(f".*.partial.{glob.escape(out.name)}"):
+        if not left.is_dir():
+            continue
+        with suppress(SettingError), locked(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fill(journey: Journey, pools: Pools, folder: Path) -> None:
@@ -166,7 +191,7 @@ def _fill(journey: Journey, pools: Pools, folder: Path) -> None:
             "clipped_ml": clipped,
             "notes": notes,
             "versions": versions(),
-            "outputs": {file.name: hash_file(file) for file in sorted(folder.iterdir())},
+            "outputs": {file.name: hash_file(file) for file in sorted(folder.iterdir()) if file.name != LOCK_NAME},
         }
         | dict(journey.found),
     )

@@ -6,6 +6,7 @@ decoder cannot draw is in neither. Regional regression fitted on the same traini
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,7 @@ from nilatent.analysis.counterfactual.change import (
 )
 from nilatent.analysis.counterfactual.decoded import (
     MAX_CANDIDATES,
+    MOST_CANDIDATES,
     decode,
     example,
     jacobian,
@@ -236,11 +238,11 @@ def _folds(study: _Study, people: People, change: Change, held: Sequence[str], s
         if len(judged) == 0:
             continue
         rows, others = people.rows[judged], people.rows[unseen & ~can_change]
-        candidates = np.concatenate([rows, others])[: max(MAX_CANDIDATES, len(rows))]
-        images = study.volumes.masked(study.volumes.rows(list(space.scans[candidates])))
-        decoded = decode(
-            space, study.scans, rows, change, study.readout, images, np.arange(len(rows)), others=held, site=site
-        )
+        sought = np.concatenate([rows, others])[: max(MAX_CANDIDATES, len(rows))]
+        if len(sought) > MOST_CANDIDATES:
+            sought = sought[np.linspace(0, len(sought) - 1, MOST_CANDIDATES).round().astype(int)]
+        images_of = partial(_scans_of, study.volumes, space)
+        decoded = decode(space, study.scans, rows, change, study.readout, images_of, sought, others=held, site=site)
         told = change.column in space.told
         steep = (
             np.zeros((study.readout.shape[0], len(space.names)))
@@ -248,6 +250,11 @@ def _folds(study: _Study, people: People, change: Change, held: Sequence[str], s
             else jacobian(space, study.scans, rows, study.readout)
         )
         yield Fold(number, space.training[people.rows], unseen, judged, decoded, space.coordinates[people.rows], steep)
+
+
+def _scans_of(volumes: Volumes, space: LatentSpace, rows: np.ndarray) -> np.ndarray:
+    """(row, voxel) true images."""
+    return volumes.masked(volumes.rows(list(space.scans[rows])))
 
 
 def _beyond(people: People, fold: Fold, change: Change) -> np.ndarray:

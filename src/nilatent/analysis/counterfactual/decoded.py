@@ -1,6 +1,6 @@
 """Images of scans as they are and as they would be, read out region by region as they come: none is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from nilatent.volumes import Volumes
 DOSES = (-1.0, 0.5, 1.0, 2.0)
 """Multiples of the change that is asked; the first shows how far the decoder is from linear."""
 MAX_CANDIDATES = 200
+MOST_CANDIDATES = 1000
+"""Of more scans that are judged, each is sought among so many, spread over all, and itself."""
 # Scans about which the decoder is made linear, spread over those that are judged: this many, and more where there are few
 # coordinates, up to this many steps to either side.
 N_PLACES, N_STEPS = 4, 256
@@ -34,7 +36,7 @@ class Decoded:
     own_now, own_changed : ndarray
         (scan,) bool: of all candidates, the scan's own image is the nearest to its image now, and to the changed one.
     n_candidates : int
-        Images among which it is sought.
+        Images among which it is sought, at most one more than :data:`MOST_CANDIDATES`.
     """
 
     dosed: np.ndarray
@@ -69,8 +71,8 @@ def decode(
     rows: np.ndarray,
     change: Change,
     readout: sparse.csr_matrix,
-    candidates: np.ndarray,
-    own: np.ndarray,
+    images_of: Callable[[np.ndarray], np.ndarray],
+    sought: np.ndarray,
     *,
     others: Sequence[str],
     site: str,
@@ -87,10 +89,11 @@ def decode(
         What changes.
     readout : csr_matrix
         (readout, voxel).
-    candidates : ndarray
-        (candidate, voxel) true images of scans that the space has not seen.
-    own : ndarray
-        (scan,) number of the candidate that is the scan itself.
+    images_of : Callable
+        Numbers of scans of the space to their true images, (scan, voxel).
+    sought : ndarray
+        (candidate,) numbers of scans that the space has not seen, among which each scan is sought; it belongs to them
+        whether it is named or not.
 
     Returns
     -------
@@ -99,7 +102,8 @@ def decode(
     """
     count, width = len(rows), readout.shape[0]
     dosed, read = np.full((len(DOSES), count, width), np.nan), np.empty((count, width))
-    difference, nearest = np.zeros(readout.shape[1]), np.zeros((2, count), dtype=int)
+    difference, is_own = np.zeros(readout.shape[1]), np.zeros((2, count), dtype=bool)
+    candidates = images_of(sought)
     size = np.square(candidates).sum(axis=1, dtype=np.float64)
     moves = _moves(space, scans, rows, change, 1.0, others=others, site=site)
     start = 0
@@ -108,14 +112,35 @@ def decode(
         delta = changed.astype(np.float64) - now
         read[batch], dosed[DOSES.index(1.0), batch] = (readout @ now.T).T, (readout @ delta.T).T
         difference += delta.sum(axis=0)
-        nearest[:, batch] = [(size - 2 * image @ candidates.T).argmin(axis=1) for image in (now, changed)]
+        is_own[:, batch] = [
+            _is_nearest(image, candidates, size, images_of, rows[batch], sought) for image in (now, changed)
+        ]
         start += len(now)
     for number, dose in enumerate(DOSES):
         if dose == 1 or (change.levels is not None and change.column in space.told):
             continue
         moves = _moves(space, scans, rows, change, dose, others=others, site=site)
         dosed[number] = np.concatenate([(readout @ batch.T).T for batch in space.moved(rows, *moves)]) - read
-    return Decoded(dosed, difference / count, nearest[0] == own, nearest[1] == own, len(candidates))
+    return Decoded(dosed, difference / count, is_own[0], is_own[1], len(sought) + (not np.isin(rows, sought).all()))
+
+
+def _is_nearest(
+    drawn: np.ndarray,
+    candidates: np.ndarray,
+    size: np.ndarray,
+    images_of: Callable[[np.ndarray], np.ndarray],
+    rows: np.ndarray,
+    sought: np.ndarray,
+) -> np.ndarray:
+    """(scan,) bool: of the candidates and the scan itself, the scan itself is nearest to what was drawn of it."""
+    apart = size - 2 * drawn @ candidates.T
+    found = sought[apart.argmin(axis=1)] == rows
+    absent = np.flatnonzero(~np.isin(rows, sought))
+    if len(absent):
+        own = images_of(rows[absent])
+        to_own = np.square(own).sum(axis=1, dtype=np.float64) - 2 * np.einsum("sv,sv->s", drawn[absent], own)
+        found[absent] = to_own < apart[absent].min(axis=1)
+    return np.asarray(found)
 
 
 def example(

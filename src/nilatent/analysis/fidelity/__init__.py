@@ -38,6 +38,8 @@ __all__ = ["COLUMNS", "NAME", "QUESTION", "FidelityConfig", "fidelity"]
 NAME = "fidelity"
 QUESTION = "Do brains drawn from the latent space look like held-out brains, are they copies, and are they of use?"
 MIN_UNSEEN, MIN_UNSEEN_OF_SPACE = 10, 4
+MAX_COMPARED = 300
+"""Unseen, and training, subjects of a space that are compared, by a kernel between every two: of more, so many."""
 N_SHOWN = 5
 AXIAL_MM, CORONAL_MM = 4.0, -16.0
 """Planes of the figure: through the basal ganglia and the lateral ventricles, and through the hippocampi."""
@@ -148,7 +150,7 @@ def fidelity(
     data = _arrays(found, useful, slices, volumes, names=weights.names)
     verdict = _verdict(found)
     settings = asdict(config) | verdict | {"gain_over_pca": gains, "density": words, "n_models": len(asked)}
-    settings |= {"features": features_note, "utility_not_run": reason}
+    settings |= {"features": features_note, "utility_not_run": reason, "max_compared": MAX_COMPARED}
     return Finding(
         name=NAME,
         question=QUESTION,
@@ -173,7 +175,7 @@ def _of_space(
     seed: int,
 ) -> tuple[Drawn, LatentSpace, dict[str, Images], str]:
     """Everything of one latent space, its yardstick, the images that are shown, and its density in words."""
-    unseen, training = (draws.first_of(space, chosen) for chosen in (space.unseen, space.training))
+    unseen, training = (_spread(draws.first_of(space, chosen)) for chosen in (space.unseen, space.training))
     linear, pca = draws.pca_space(space, volumes, seed=config.seed)
     # Seeds of their own: a decoder that is as good as linear would draw the same brains as PCA from the same numbers.
     images = {UNSEEN: draws.scans_of(volumes, space, unseen), draws.TRAINING: draws.scans_of(volumes, space, training)}
@@ -183,7 +185,7 @@ def _of_space(
     images[draws.PCA] = draws.sampled(linear, scans, config.n_samples, kind="gaussian", seed=seed + 2)[0]
     images[draws.RECONSTRUCTIONS] = draws.reconstructed(space, scans, unseen)
     images[draws.PCA_RECONSTRUCTIONS] = draws.reconstructed(linear, scans, unseen)
-    images[draws.MEAN] = np.tile(pca.mean, (len(unseen), 1))
+    images[draws.MEAN] = np.broadcast_to(pca.mean, (len(unseen), len(pca.mean)))
     around = _variance(images[UNSEEN])
     made = Drawn(
         sets={name: draws.describe([some], weights, features) for name, some in images.items()},
@@ -213,6 +215,13 @@ def _checks(
         )
         found[samples] = check_copies(rule, images[samples], images[UNSEEN], images[reconstructions])
     return found
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """All rows, or as many as are compared, evenly spread over them."""
+    if len(rows) <= MAX_COMPARED:
+        return rows
+    return np.asarray(rows[np.linspace(0, len(rows) - 1, MAX_COMPARED).round().astype(int)])
 
 
 def _variance(images: Images) -> float:

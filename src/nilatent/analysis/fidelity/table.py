@@ -97,16 +97,17 @@ def _compared(
     """Rows of the table by one kind of features, and how far apart each comparison found two sets."""
     scales = [measures.scale_of(getattr(one.sets[TRAINING], kind), each=kind == "regions") for one in drawn]
     bandwidths = [scale.bandwidth for scale in scales]
-    sets = {
-        name: [scale(getattr(one.sets[name], kind)) for one, scale in zip(drawn, scales, strict=True)]
-        for name in drawn[0].sets
-    }
-    rows = [_halves(sets[UNSEEN], bandwidths, FEATURES[kind], seed=seed)]
+
+    def scaled(name: str) -> list[np.ndarray]:
+        # When it is asked for: of all sets at once, deep features in double precision would be most of what is held.
+        return [scale(getattr(one.sets[name], kind)) for one, scale in zip(drawn, scales, strict=True)]
+
+    rows = [_halves(scaled(UNSEEN), bandwidths, FEATURES[kind], seed=seed)]
     found: dict[str, measures.Apart] = {}
     for name, (image, against) in COMPARISONS.items():
-        if image not in sets:
+        if image not in drawn[0].sets:
             continue
-        sides, paired = (sets[against], sets[image]), image in (RECONSTRUCTIONS, PCA_RECONSTRUCTIONS)
+        sides, paired = (scaled(against), scaled(image)), image in (RECONSTRUCTIONS, PCA_RECONSTRUCTIONS)
         pairs = [
             measures.pair(a, b, bandwidth=width, paired=paired) for a, b, width in zip(*sides, bandwidths, strict=True)
         ]

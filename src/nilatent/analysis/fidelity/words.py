@@ -112,6 +112,12 @@ def caveats(
             f"nearer to some training scan than to the scan itself in {settings['elsewhere']:.0%} of them (PCA: "
             f"{settings['elsewhere_pca']:.0%}); smooth images do without any copying."
         )
+    most = settings["max_compared"]
+    if any(_subjects(space, part) > most for space in spaces for part in (space.unseen, space.training)):
+        lines.append(
+            f"Of more than {most:,} unseen or training subjects of a space, {most:,} spread over all are compared. Copies are "
+            "looked for among all training scans; what is normal between them was learnt from as many subjects."
+        )
     if n_real < SMALL:
         lines.append(f"{n_real} unseen subjects: only large differences can be seen.")
     if any(space.values.shape[1] > len(space.names) for space in spaces):
@@ -127,3 +133,7 @@ def caveats(
             "training scans. Nothing was done about confounds: a group that differs in age or site is told apart by these too."
         )
     return tuple(lines)
+
+
+def _subjects(space: LatentSpace, chosen: np.ndarray) -> int:
+    return len(np.unique(space.subjects[chosen]))

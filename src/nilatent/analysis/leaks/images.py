@@ -1,5 +1,8 @@
 """Leak audit, images: the same scan under two names, to the byte or nearly."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -17,6 +20,10 @@ OUTSTANDING_SD = 8.0
 MIN_SCANS = 5
 MAX_VOXELS = 20_000
 BATCH = 64
+# Scans of a block: a block against a block is all that is held.
+BLOCK = 256
+# Scans among which the usual correlation of two is found.
+MAX_USUAL = 2000
 SAME = "same image twice"
 SIMILAR = "nearly the same image twice"
 
@@ -39,41 +46,99 @@ def near_copies(scans: pd.DataFrame, volumes: Volumes | None, regions: pd.DataFr
         return []
     alike: dict[Pair, float] = {}
     if volumes is not None:
-        alike |= _correlated(_thinned(volumes, scans))
+        alike |= _correlated(_thinned(volumes, scans), len(scans))
     if regions is not None:
         values = regions.loc[scans.index].to_numpy(dtype=np.float64)
         alike |= dict.fromkeys(_equal(values), 1.0)
     return sorted(alike, key=lambda pair: (-alike[pair], pair))
 
 
-def _thinned(volumes: Volumes, scans: pd.DataFrame) -> np.ndarray:
-    """(scan, voxel) evenly spaced voxels of the mask, float32."""
-    rows = volumes.rows(list(scans.index))
+@dataclass(frozen=True, eq=False)
+class _Thinned:
+    """Evenly spaced voxels of scans, read when they are asked for: of all at once they would be most of what a check needs.
+
+    Parameters
+    ----------
+    volumes : Volumes
+        The scans.
+    rows : ndarray
+        (scan,) rows of the volumes.
+    step : int
+        Every so manieth voxel of the mask.
+    """
+
+    volumes: Volumes
+    rows: np.ndarray
+    step: int
+
+    def __call__(self, some: np.ndarray) -> np.ndarray:
+        """(scan, voxel) float32 of some of the scans, by position."""
+        starts = range(0, len(some), BATCH)
+        parts = [self.volumes.masked(self.rows[some[start : start + BATCH]])[:, :: self.step] for start in starts]
+        return np.concatenate(parts)
+
+
+def _thinned(volumes: Volumes, scans: pd.DataFrame) -> _Thinned:
     step = max(1, int(np.ceil(int(volumes.mask.sum()) / MAX_VOXELS)))
-    return np.concatenate(
-        [volumes.masked(rows[start : start + BATCH])[:, ::step] for start in range(0, len(rows), BATCH)]
-    )
+    return _Thinned(volumes, volumes.rows(list(scans.index)), step)
 
 
-def _correlated(values: np.ndarray) -> dict[Pair, float]:
-    """Pairs of rows whose correlation, once the mean row is removed, is high and stands out, with that correlation."""
-    left = values - values.mean(axis=0)
-    left -= left.mean(axis=1, keepdims=True)
-    size = np.linalg.norm(left, axis=1, keepdims=True)
-    known = np.flatnonzero(size[:, 0] > 1e-6 * max(float(np.linalg.norm(values, axis=1).max()), 1e-30))
-    unit = left[known] / size[known]
-    first, second = np.triu_indices(len(known), 1)
-    if not len(first):
+def _correlated(values: Callable[[np.ndarray], np.ndarray], n: int) -> dict[Pair, float]:
+    """Pairs of scans whose correlation, once the mean scan is removed, is high and stands out, with that correlation.
+
+    All pairs are looked at, a block against a block; what is usual is the median over all pairs of at most 2,000 scans.
+
+    Parameters
+    ----------
+    values : Callable
+        Positions of scans to (scan, voxel).
+    n : int
+        How many there are.
+    """
+    blocks = [np.arange(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+    mean = np.sum([values(block).sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / n
+    size, norm = np.empty(n), np.empty(n)
+    for block in blocks:
+        found = values(block)
+        norm[block] = np.linalg.norm(found, axis=1)
+        size[block] = np.linalg.norm(_about(found, mean), axis=1)
+    known = np.flatnonzero(size > 1e-6 * max(float(norm.max()), 1e-30))
+    if len(known) < 2:
         return {}
-    found = np.clip((unit @ unit.T)[first, second], -1 + 1e-7, 1 - 1e-7)
-    scores = np.arctanh(found)
-    middle = np.median(scores)
-    spread = 1.4826 * np.median(np.abs(scores - middle))
-    chosen = (found > NEAR) & (scores > middle + OUTSTANDING_SD * spread)
-    return {
-        (int(known[i]), int(known[j])): float(r)
-        for i, j, r in zip(first[chosen], second[chosen], found[chosen], strict=True)
-    }
+
+    def unit(some: np.ndarray) -> np.ndarray:
+        return np.asarray(_about(values(some), mean) / size[some][:, None].astype(np.float32))
+
+    chosen = known
+    if len(known) > MAX_USUAL:
+        chosen = np.sort(np.random.default_rng(0).choice(known, MAX_USUAL, replace=False))
+    usual = np.concatenate([np.arctanh(r) for _, _, r in _pairs(unit, chosen)])
+    middle = np.median(usual)
+    spread = 1.4826 * np.median(np.abs(usual - middle))
+    alike: dict[Pair, float] = {}
+    for first, second, r in _pairs(unit, known):
+        near = np.flatnonzero((r > NEAR) & (np.arctanh(r) > middle + OUTSTANDING_SD * spread))
+        alike |= {(int(first[at]), int(second[at])): float(r[at]) for at in near}
+    return alike
+
+
+def _about(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Rows without the mean row, and each without its own mean."""
+    left = values - mean.astype(np.float32)
+    return np.asarray(left - left.mean(axis=1, keepdims=True))
+
+
+def _pairs(
+    unit: Callable[[np.ndarray], np.ndarray], chosen: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """First and second scan of every pair, and their correlation, a block of pairs at a time."""
+    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    for number, block in enumerate(blocks):
+        one = unit(block)
+        for other in blocks[number:]:
+            r = np.clip(one @ (one if other is block else unit(other)).T, -1 + 1e-7, 1 - 1e-7)
+            at, to = np.triu_indices(len(block), 1) if other is block else np.indices(r.shape).reshape(2, -1)
+            yield block[at], other[to], r[at, to]
 
 
 def _equal(values: np.ndarray) -> list[Pair]:

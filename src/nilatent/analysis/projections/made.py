@@ -294,6 +294,11 @@ def _drawn(subject: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _repeated(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    distance = judged.procrustes(one, other)
+    # Neighbours of all scans would take memory and time by the square of their number.
+    if len(one) > MAX_FIT_SCANS:
+        some = np.linspace(0, len(one) - 1, MAX_FIT_SCANS).round().astype(int)
+        one, other = one[some], other[some]
     k = judged.n_neighbours(len(one))
     overlap = judged.shared_neighbours(judged.distances(one), judged.distances(other), k=k)
-    return judged.procrustes(one, other), overlap, k / (len(one) - 1)
+    return distance, overlap, k / (len(one) - 1)
