@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: demo test test-browser test-slow quality calibrate river format clean
+.PHONY: demo test test-browser test-slow quality audit dist-check calibrate river format clean
 
 # Torch comes first and by its exact version, so that no later step may bring another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +48,21 @@ quality: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -c "import torch; assert torch.version.cuda is None, 'a CUDA build of torch was installed'"
 	$(BIN)/python -c "import importlib.util as u; assert u.find_spec('torchvision') is None, 'torchvision was installed'"
+
+# Known holes in what is installed; where no advisory can be reached it says that nothing was audited, and goes on.
+audit: $(STAMP)
+	$(BIN)/python -m tests.security.audit
+
+# Wheel and source archive, and the demo from the wheel in an environment of its own.
+dist-check: $(STAMP)
+	rm -rf dist build/check
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/check/venv
+	build/check/venv/bin/pip install --quiet --disable-pip-version-check -r constraints.txt
+	build/check/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "nilatent[all] @ file://$(CURDIR)/$$(ls dist/*.whl)"
+	build/check/venv/bin/pip check
+	cd build/check && venv/bin/nilatent demo out --n-subjects 40
+	test -s build/check/out/report.html
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -323,7 +323,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingError(f"There is no configuration file {path}. Check the path given with --config.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}.") from error
     for table, name in FILES:
         given = values[table].get(name) if isinstance(values.get(table), dict) else None

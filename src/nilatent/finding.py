@@ -11,6 +11,7 @@ import xarray as xr
 from nibabel.filebasedimages import ImageFileError
 
 from nilatent.errors import FindingError
+from nilatent.netcdf import read_netcdf
 from nilatent.provenance import HEAD_BYTES, atomic, hash_file, plain, read_json, reserve, write_json
 
 FORMAT_VERSION = 1
@@ -164,18 +165,19 @@ def read_finding(folder: Path) -> Finding:
                 f"{folder} has finding format {head['format_version']}, this nilatent reads {FORMAT_VERSION}. "
                 "Run the analysis again with this version."
             )
+        if any(Path(name).name != name for name in head["maps"]):
+            raise ValueError("a map has a path for a name")
         for name in ("table.tsv", "data.nc", *(f"{name}.nii.gz" for name in head["maps"])):
             _check(folder, name, known)
         table = _read_table(folder / "table.tsv", head["column_kinds"])
-        with xr.open_dataset(folder / "data.nc", engine="h5netcdf") as stored:
-            data = stored.load()
+        data = read_netcdf(folder / "data.nc")
         maps = {name: nib.load(folder / f"{name}.nii.gz") for name in head["maps"]}
     except FileNotFoundError as error:
         missing = error.filename if error.filename is not None else str(error)
         raise FindingError(
             f"{missing} is missing, so the finding is incomplete. Run `nilatent analyse {folder.name}` again."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, ImageFileError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ImageFileError) as error:
         raise FindingError(
             f"{folder} is damaged: {error}. Delete it and run `nilatent analyse {folder.name}` again."
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nilatent.errors import CohortError, SettingError
-from nilatent.images import ENDINGS, ENTITY, bids_label, how_to_fetch, is_file, nifti_files
+from nilatent.images import ENDINGS, ENTITY, bids_label, how_to_fetch, is_file, nifti_files, spelled
 from nilatent.map_names import TISSUES, WARPED, in_template, of_tissue, read_map_name
 from nilatent.provenance import hash_file
 from nilatent.sources import Source
@@ -144,7 +144,9 @@ def _note(path: Path | str, rule: str, reason: str) -> dict[str, str]:
 def _of_cell(cell: str, table: Path) -> tuple[Path | None, dict[str, str] | None]:
     if cell in MISSING_WORDS:
         return None, None
-    path = table.parent.absolute() / cell
+    path = spelled(table.parent.absolute() / cell)
+    if cell.startswith("~") and not is_file(path):
+        path = spelled(Path(cell))
     if is_file(path):
         return path, None
     step = how_to_fetch(path) or "Correct the path (relative to the table), or write n/a."

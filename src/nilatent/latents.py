@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from nilatent.errors import LatentsError
+from nilatent.netcdf import read_netcdf
 from nilatent.provenance import HEAD_BYTES, atomic, hash_values, plain, reserve
 
 FORMAT_VERSION = 2
@@ -227,8 +228,7 @@ def read_latents(folder: Path) -> xr.Dataset:
     if not path.is_file():
         raise LatentsError(f"{path} does not exist. Make it with `nilatent encode`.")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            latents = stored.load()
+        latents = read_netcdf(path)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise LatentsError(f"{path} cannot be read: {error}. Encode the cohort again.") from error
     version = latents.attrs.get("format_version")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from nilatent.errors import FindingError
+from nilatent.netcdf import read_netcdf
 from nilatent.provenance import HEAD_BYTES, atomic, reserve
 from nilatent.volumes import Volumes
 
@@ -273,8 +274,7 @@ def read_viewed(folder: Path) -> Viewed | None:
     if not path.is_file():
         return None
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            data = stored.load()
+        data = read_netcdf(path)
         version = int(data.attrs["format_version"])
         values = {name: float(data.attrs[name]) for name in ("low", "high", "error_limit")}
         scans = tuple(map(str, data["scan"].values))

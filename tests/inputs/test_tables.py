@@ -205,7 +205,7 @@ def test_numbers_as_people_write_them_are_never_guessed_and_always_named(maps, t
 
 def test_columns_named_like_ours_are_kept_under_names_of_their_own(maps, tmp_path):
     ours = ["scan_id", "subject_id", "session_id", "source_id", "dataset", "sha256", "path", "gm_path", "source_path"]
-    ours += ["gm_ml", "recipe", "quality_flags", "image_wm", "variant", "rank", "line"]
+    ours += ["gm_ml", "source_gm_ml", "recipe", "quality_flags", "image_wm", "variant", "rank", "line"]
     rows = [
         ["participant_id", *ours],
         *([f"00{number}", *(f"{name} {number}" for name in ours)] for number in range(1, 5)),
@@ -226,7 +226,7 @@ def test_columns_named_like_ours_are_kept_under_names_of_their_own(maps, tmp_pat
 def test_our_own_list_of_scans_can_be_given_as_a_table_again_and_again(maps, tmp_path):
     save(maps, [["participant_id", "age"], *([f"00{number}", str(number)] for number in range(1, 5))])
     sources = [maps]
-    for turn in range(2):
+    for turn in range(3):
         passed = front(sources, tmp_path / f"out{turn}")
         assert list(passed.prepared.scans["age"]) == [1, 2, 3, 4]
         sources = [tmp_path / f"out{turn}" / "prepared" / "scans.tsv"]

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -30,29 +31,37 @@ from nilatent.volumes import Grid, template
 Make = Callable[..., Path]
 
 
+def _prepared(folder: Path, rng: np.random.Generator, label: str = "one", *, n_scans: int = 10) -> Path:
+    """A prepared folder of ten scans with mosaics, but for the sixth; `label` names a data set and a dropped scan."""
+    ids = [f"sub-{number:02d}" for number in range(n_scans)]
+    scans = pd.DataFrame({"subject_id": ids, "dataset": label, "recipe": "t1"}, index=ids)
+    scans["path"] = [str(folder / name / "anat" / f"{name}_space-MNI_label-GM_probseg.nii.gz") for name in ids]
+    scans["homogeneity"] = np.round(0.7 + 0.002 * rng.permutation(n_scans), 4)
+    scans["mask_dice"] = [0.95, 0.81, *np.linspace(0.951, 0.96, n_scans - 2)]
+    scans["bias_range"] = np.linspace(1.2, 1.3, n_scans)
+    scans["noise_ratio"] = [np.nan, *np.linspace(0.02, 0.03, n_scans - 1)]
+    flags = outlier_flags(scans[["homogeneity", "mask_dice", "noise_ratio"]], scans["dataset"])
+    scans["quality_flags"] = flags.mask(flags == "", np.nan)
+    for number, path in enumerate(scans["path"]):
+        if number != 5:
+            mosaic.write_mosaic(_slices(), mosaic.place(Path(path)))
+    row = (f"sub-{label}", "/home/someone/x.nii.gz", "prepare", "extent", f"/home/someone/x.nii.gz: {label}")
+    dropped = pd.DataFrame([row], columns=["scan_id", "path", "stage", "rule", "reason"])
+    write_finding(quality(Cohort(scans, dropped), folder=folder), folder / "quality")
+    return folder
+
+
 @pytest.fixture
 def make_prepared(tmp_path: Path, rng: np.random.Generator) -> Make:
-    """A prepared folder of ten scans with mosaics, but for the sixth; `label` names a data set and a dropped scan."""
+    """A prepared folder that a test may change."""
+    return partial(_prepared, tmp_path, rng)
 
-    def make(label: str = "one", *, n_scans: int = 10) -> Path:
-        ids = [f"sub-{number:02d}" for number in range(n_scans)]
-        scans = pd.DataFrame({"subject_id": ids, "dataset": label, "recipe": "t1"}, index=ids)
-        scans["path"] = [str(tmp_path / name / "anat" / f"{name}_space-MNI_label-GM_probseg.nii.gz") for name in ids]
-        scans["homogeneity"] = np.round(0.7 + 0.002 * rng.permutation(n_scans), 4)
-        scans["mask_dice"] = [0.95, 0.81, *np.linspace(0.951, 0.96, n_scans - 2)]
-        scans["bias_range"] = np.linspace(1.2, 1.3, n_scans)
-        scans["noise_ratio"] = [np.nan, *np.linspace(0.02, 0.03, n_scans - 1)]
-        flags = outlier_flags(scans[["homogeneity", "mask_dice", "noise_ratio"]], scans["dataset"])
-        scans["quality_flags"] = flags.mask(flags == "", np.nan)
-        for number, path in enumerate(scans["path"]):
-            if number != 5:
-                mosaic.write_mosaic(_slices(), mosaic.place(Path(path)))
-        row = (f"sub-{label}", "/home/someone/x.nii.gz", "prepare", "extent", f"/home/someone/x.nii.gz: {label}")
-        dropped = pd.DataFrame([row], columns=["scan_id", "path", "stage", "rule", "reason"])
-        write_finding(quality(Cohort(scans, dropped), folder=tmp_path), tmp_path / "quality")
-        return tmp_path
 
-    return make
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of an unchanged folder, written once: its pictures take seconds."""
+    folder = _prepared(tmp_path_factory.mktemp("quality"), np.random.default_rng(0))
+    return quality_page.build(folder).read_text(encoding="utf-8")
 
 
 def _slices():
@@ -75,8 +84,7 @@ def shown_scans(html: str) -> list[str]:
     return re.findall(r'<li class="row [^>]*data-scan="([^"]+)"', html)
 
 
-def test_every_scan_has_a_row_and_those_to_look_at_come_first(make_prepared: Make) -> None:
-    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+def test_every_scan_has_a_row_and_those_to_look_at_come_first(html: str) -> None:
     scans = shown_scans(html)
     assert sorted(scans) == [f"sub-{number:02d}" for number in range(10)]
     assert scans[0] == "sub-01"
@@ -99,21 +107,18 @@ def test_rows_go_from_the_worst_to_the_best_and_what_cannot_be_judged_is_last(ma
     assert shown_scans(html) == [*flagged, *calm, "sub-04"]
 
 
-def test_a_measure_is_sorted_from_its_bad_end(make_prepared: Make) -> None:
-    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+def test_a_measure_is_sorted_from_its_bad_end(html: str) -> None:
     order = dict(re.findall(r'<option value="(\w+)" data-number="\d+" data-order="(up|down)">', html))
     assert order == {"homogeneity": "up", "mask_dice": "up", "noise_ratio": "up", "bias_range": "down"}
 
 
-def test_a_scan_without_slices_says_so(make_prepared: Make) -> None:
-    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+def test_a_scan_without_slices_says_so(html: str) -> None:
     assert html.count('<span class="badge">no slices</span>') == 1
     assert "…/sub-05_mosaic.nc: rule &#39;has a mosaic&#39; is broken" in html
     assert html.count('<img class="lines"') == 9
 
 
-def test_values_carry_their_exact_number_and_place(make_prepared: Make) -> None:
-    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+def test_values_carry_their_exact_number_and_place(html: str) -> None:
     row = html[html.index('data-scan="sub-01"') :].split("</dl>")[0]
     assert 'data-key="0.81"><dt>mask Dice</dt><dd>0.810<span class="strip"><i style="left:0.0%">' in row
     first = html[html.index('data-scan="sub-00"') :].split("</dl>")[0]
@@ -154,8 +159,7 @@ def test_many_scans_keep_their_pictures_beside_the_page(make_prepared: Make, mon
     assert len(html) < len(inside)
 
 
-def test_the_picture_is_the_scan(make_prepared: Make) -> None:
-    html = quality_page.build(make_prepared()).read_text(encoding="utf-8")
+def test_the_picture_is_the_scan(html: str) -> None:
     row = html[html.index('data-scan="sub-03"') :]
     encoded = re.search(r'src="data:image/webp;base64,([^"]+)"', row)
     assert encoded is not None

@@ -19,13 +19,18 @@ def _cohort(array: np.ndarray) -> tuple[Volumes, pd.DataFrame]:
     return volumes_in_memory(array, mask=mask, grid=Grid(SHAPE, np.diag([4.0, 4.0, 4.0, 1.0])), scans=scans), parts
 
 
-@pytest.fixture
-def curved(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame]:
+def blobs(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame]:
     """A blob that moves from left to right: one cause, but a curve that one or two components cannot follow."""
     axes = np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE], indexing="ij")
     centre = rng.uniform(-0.6, 0.6, size=60)[:, None, None, None]
     array = np.exp(-((axes[0] - centre) ** 2 + axes[1] ** 2 + axes[2] ** 2) / 0.08)
     return _cohort(array + 0.02 * rng.standard_normal(array.shape))
+
+
+@pytest.fixture
+def curved(rng: np.random.Generator) -> tuple[Volumes, pd.DataFrame]:
+    """Moving blobs, which a test may change."""
+    return blobs(rng)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.conftest import blobs
 
 from nilatent.errors import LeakageError, SettingError
 from nilatent.models import ModelConfig, Posterior, SpatialVae
@@ -40,6 +41,15 @@ def last(folder: Path) -> bytes:
     """The weights after the last epoch, which every setting moves even when the best epoch is the start."""
     state = load_file(folder / "resume.safetensors")
     return b"".join(state[name].numpy().tobytes() for name in sorted(state) if name.startswith("model.now."))
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, dict[str, Path]]:
+    """Moving blobs, and a short training of each small model on them: what many tests hold another training against."""
+    cohort, root = blobs(np.random.default_rng(0)), tmp_path_factory.mktemp("usual")
+    for model in (SMALL, SMALL_VAE):
+        train(*cohort, model, SHORT, root / model.name)
+    return cohort, {model.name: root / model.name for model in (SMALL, SMALL_VAE)}
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])
@@ -113,9 +123,9 @@ def test_the_same_seed_gives_the_same_bytes(curved: Cohort, tmp_path: Path, mode
 
 @pytest.mark.parametrize("step", [0, 3, 7, 14])
 def test_a_run_broken_off_at_any_step_goes_on_to_the_same_bytes(
-    curved: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    usual: tuple[Cohort, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    train(*curved, SMALL_VAE, SHORT, tmp_path / "whole")
+    cohort, whole = usual[0], usual[1][SMALL_VAE.name]
     steps, forward = count(), Objective.forward
 
     def breaks(self: Objective, *inputs: object, **settings: object) -> object:
@@ -125,10 +135,10 @@ def test_a_run_broken_off_at_any_step_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(Objective, "forward", breaks)
     with pytest.raises(KeyboardInterrupt):
-        train(*curved, SMALL_VAE, SHORT, tmp_path / "broken")
-    train(*curved, SMALL_VAE, SHORT, tmp_path / "broken")
-    assert last(tmp_path / "broken") == last(tmp_path / "whole")
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+        train(*cohort, SMALL_VAE, SHORT, tmp_path)
+    train(*cohort, SMALL_VAE, SHORT, tmp_path)
+    assert last(tmp_path) == last(whole)
+    assert weights(tmp_path) == weights(whole)
 
 
 def test_going_on_repeats_no_epoch(curved: Cohort, tmp_path: Path) -> None:
@@ -161,20 +171,18 @@ def test_other_settings_do_not_go_on_from_an_older_run(curved: Cohort, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("model", "change"),
+    ("name", "value"),
     [
-        *[(SMALL, {name: value}) for name, value in {
-            "n_epochs": 2, "batch_size": 5, "micro_batch": 3, "learning_rate": 1e-2, "warmup_epochs": 1.0, "weight_decay": 2.0,
-            "input_noise": 1.0, "latent_noise": 1.0, "seed": 1, "precision": "bf16-mixed",
-        }.items()],
+        ("n_epochs", 2), ("batch_size", 5), ("micro_batch", 3), ("learning_rate", 1e-2), ("warmup_epochs", 1.0),
+        ("weight_decay", 2.0), ("input_noise", 1.0), ("latent_noise", 1.0), ("seed", 1), ("precision", "bf16-mixed"),
     ],
 )  # fmt: skip
 def test_every_training_setting_has_an_effect(
-    curved: Cohort, tmp_path: Path, model: ModelConfig, change: dict[str, object]
+    usual: tuple[Cohort, dict[str, Path]], tmp_path: Path, name: str, value: object
 ) -> None:
-    train(*curved, model, SHORT, tmp_path / "one")
-    train(*curved, model, dataclasses.replace(SHORT, **change), tmp_path / "two")  # type: ignore[arg-type]
-    assert last(tmp_path / "one") != last(tmp_path / "two")
+    cohort, trained = usual
+    train(*cohort, SMALL, dataclasses.replace(SHORT, **{name: value}), tmp_path)  # type: ignore[arg-type]
+    assert last(tmp_path) != last(trained[SMALL.name])
 
 
 @pytest.mark.parametrize(
@@ -193,10 +201,12 @@ def test_every_training_setting_has_an_effect(
         {"info_lambda": 1000.0},
     ],
 )
-def test_every_model_setting_has_an_effect(curved: Cohort, tmp_path: Path, change: dict[str, object]) -> None:
-    train(*curved, SMALL_VAE, SHORT, tmp_path / "one")
-    train(*curved, dataclasses.replace(SMALL_VAE, **change), SHORT, tmp_path / "two")  # type: ignore[arg-type]
-    assert last(tmp_path / "one") != last(tmp_path / "two")
+def test_every_model_setting_has_an_effect(
+    usual: tuple[Cohort, dict[str, Path]], tmp_path: Path, change: dict[str, object]
+) -> None:
+    cohort, trained = usual
+    train(*cohort, dataclasses.replace(SMALL_VAE, **change), SHORT, tmp_path)  # type: ignore[arg-type]
+    assert last(tmp_path) != last(trained[SMALL_VAE.name])
 
 
 def mean_of(posterior: Posterior, generator: torch.Generator) -> torch.Tensor:

@@ -22,8 +22,8 @@ from nilatent.preprocess.companion import Companion, bring, output, read_record
 from nilatent.preprocess.config import RecipeConfig
 from nilatent.preprocess.job import SURVIVES, engines
 from nilatent.progress import follow
-from nilatent.provenance import DiskError, hash_file, hash_values, is_full, read_json, sweep
-from nilatent.tables import image_column
+from nilatent.provenance import DiskError, hash_file, hash_values, is_full, sweep
+from nilatent.tables import image_column, read_described
 from nilatent.volumes import Grid, brain_mask, template_array
 
 # Raised when the same settings give other numbers.
@@ -207,7 +207,7 @@ def _units(path: Path) -> str:
     ]
     for place in places:
         try:
-            units = str(read_json(place)["Units"]).strip()
+            units = str(read_described(place)["Units"]).strip()
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         return "" if ARBITRARY.fullmatch(units) else units

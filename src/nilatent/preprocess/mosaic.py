@@ -11,6 +11,7 @@ import xarray as xr
 from scipy import ndimage
 
 from nilatent.errors import ScanError
+from nilatent.netcdf import read_netcdf
 from nilatent.provenance import HEAD_BYTES, atomic, reserve
 from nilatent.volumes import template
 
@@ -183,8 +184,7 @@ def read_mosaic(path: Path) -> xr.Dataset:
     rule = "has a mosaic"
     step = "Prepare the scan again; its map is not affected."
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            mosaic = stored.load()
+        mosaic = read_netcdf(path)
     except FileNotFoundError as error:
         raise ScanError(f"{path}: rule '{rule}' is broken: there is no such file. {step}", rule=rule) from error
     except (OSError, ValueError, KeyError) as error:

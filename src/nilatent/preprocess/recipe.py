@@ -22,7 +22,7 @@ from nilatent.preprocess.gm import check_alike, check_smoothing, is_map, modulat
 from nilatent.preprocess.job import ENGINES, PASSING, RECIPE_VERSION, SURVIVES, Job, engines, prepare_scan
 from nilatent.progress import follow
 from nilatent.provenance import DiskError, hash_values, is_full, sweep
-from nilatent.tables import RESERVED
+from nilatent.tables import RESERVED, own_names
 
 Work = TypeVar("Work", Job, within.SubjectJob)
 
@@ -344,8 +344,8 @@ def _failure(job: Job, error: BaseException) -> dict[str, str]:
 def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     records = {job.scan_id: derivative.read_record(job.place) for job in jobs}
     scans = cohort.scans.copy()
-    own = [name for name in (*quality.MEASURES, "recipe", "quality_flags") if name in scans]
-    scans = scans.rename(columns={name: f"source_{name}" for name in own})
+    names = own_names(scans.columns, (*quality.MEASURES, "recipe", "quality_flags"))
+    scans = scans.rename(columns=names)
     scans["path"] = [str(job.place.modelled) for job in jobs]
     if any(job.config.target != "gm" for job in jobs):
         scans["gm_path"] = [str(job.place.map("gm")) for job in jobs]
@@ -359,7 +359,7 @@ def _with_results(cohort: Cohort, jobs: list[Job]) -> Cohort:
     present = [name for name in quality.MEASURES if name in scans]
     flags = quality.outlier_flags(scans[present], scans["dataset"])
     scans["quality_flags"] = flags.mask(flags == "", np.nan)
-    columns = {f"source_{name}" if name in own else name: value for name, value in cohort.columns.items()}
+    columns = {names.get(name, name): value for name, value in cohort.columns.items()}
     return replace(cohort, scans=scans, columns=columns | _dictionary(present))
 
 

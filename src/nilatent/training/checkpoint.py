@@ -307,7 +307,7 @@ def load_model(folder: Path) -> TrainedModel:
             return _from_version_1(folder, settings)
         if version == FORMAT_VERSION:
             return _from_version_2(folder, settings)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} is damaged: {type(error).__name__}: {error}. Get it again from whoever made it, or train again."
         ) from error

@@ -16,6 +16,8 @@ PARTS = ("train", "validation")
 # Fewer values than this are not summarised: a mean over two people tells the age of each to the other.
 MIN_TOLD = 10
 N_NAMED = 5
+# Each was trained from the one before it.
+MOST_MODELS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,10 @@ class Seen:
             unknown = sorted(set(table[column]) - allowed)
             if unknown:
                 raise ValueError(f"a row has the {column} '{unknown[0]}'")
+        if table["salt"].nunique() > MOST_MODELS:
+            raise ValueError(
+                f"subjects.tsv speaks of {table['salt'].nunique()} models, at most {MOST_MODELS} follow one another"
+            )
         seen = None
         for salt in table["salt"].unique()[::-1]:
             of_kind = {kind: table[(table["salt"] == salt) & (table["kind"] == kind)] for kind in ("subject", "scan")}

@@ -70,7 +70,9 @@ def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     values = {
-        name: hashlib.sha256(one.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+        name: hashlib.sha256(
+            one.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().data
+        ).hexdigest()
         for name, one in tensors.items()
     }
     return hash_values([values, {name: value for name, value in about.items() if name != DIGEST}])

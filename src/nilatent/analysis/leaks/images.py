@@ -155,7 +155,7 @@ def _equal(values: np.ndarray) -> list[Pair]:
 
 def same_image(scans: pd.DataFrame, pairs: list[Pair], split: pd.DataFrame) -> Check:
     """Files with the same bytes."""
-    elsewhere = "reading a cohort leaves the second of two files with the same bytes out"
+    elsewhere = "reading a cohort leaves out files with the bytes of another scan"
     known = "sha256" in scans and scans["sha256"].fillna("").astype(str).ne("").any()
     if not known:
         return Check(SAME, NOT_CHECKED, "the cohort has no hashes of its files", elsewhere=elsewhere)

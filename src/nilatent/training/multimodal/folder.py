@@ -138,7 +138,7 @@ def load_multimodal(folder: Path) -> TrainedMultimodal:
         settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
         if settings.get("format_version") == FORMAT_VERSION:
             return _loaded(folder, settings["multimodal"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} is damaged: {type(error).__name__}: {error}. Get it again from whoever made it, or train again."
         ) from error
