@@ -25,7 +25,7 @@ def test_a_package_that_lacks_one_of_its_own_needs_is_not_called_missing(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("absent", "extra"), [("plotly", "report"), ("matplotlib.figure", "report"), ("PIL", "report"), ("umap", "embed")]
+    ("absent", "extra"), [("jinja2", "report"), ("matplotlib.figure", "report"), ("PIL", "report"), ("umap", "embed")]
 )
 def test_an_import_that_did_not_pass_the_door_names_its_extra_too(absent, extra, monkeypatch, capsys):
     from nilatent import cli

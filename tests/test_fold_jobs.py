@@ -104,9 +104,23 @@ def test_folds_that_cannot_be_trained_are_refused(out: Path, config: RunConfig) 
         train_one_fold(out, config, 0)
     with locked(out / "folds" / "0"), pytest.raises(SettingError, match=r"folds/0 is in use by process"):
         train_one_fold(out, config, 0)
+    # As by a worker whose run was killed.
+    with locked(out / "folds" / "0"), pytest.raises(SettingError, match=r"folds/0 is in use by process"):
+        by_river(out, config)
     (out / "split.provenance.json").unlink()
     with pytest.raises(SettingError, match=r"lacks split, on which a fold rests.*--until split"):
         train_fold(FoldJob(out, config, 0))
+
+
+def test_a_fold_is_not_shared_by_processes_that_were_started_elsewhere(
+    out: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = read_config(overrides=ASKED | {"training.num_nodes": 2})
+    with pytest.raises(SettingError, match="one command on one machine"):
+        train_one_fold(out, several, 0)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SettingError, match="one command on one machine"):
+        train_one_fold(out, config, 0)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ EXTRAS = {
     "prepare": ("ants", "deepbet"),
     "embed": ("openTSNE", "umap", "numba"),
     "explain": ("shap",),
-    "report": ("jinja2", "matplotlib", "PIL", "plotly"),
+    "report": ("jinja2", "matplotlib", "PIL"),
     "search": ("optuna",),
     "cluster": ("distributed",),
 }
@@ -65,7 +65,7 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
 
     Examples
     --------
-    >>> str(missing_extra(ModuleNotFoundError(name="plotly.offline"))).split(": ")[1]
+    >>> str(missing_extra(ModuleNotFoundError(name="matplotlib.figure"))).split(": ")[1]
     "pip install 'nilatent[report]'"
     """
     module = (error.name or "").split(".")[0]

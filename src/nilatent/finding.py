@@ -177,7 +177,7 @@ def read_finding(folder: Path) -> Finding:
         raise FindingError(
             f"{missing} is missing, so the finding is incomplete. Run `nilatent analyse {folder.name}` again."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ImageFileError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ImageFileError) as error:
         raise FindingError(
             f"{folder} is damaged: {error}. Delete it and run `nilatent analyse {folder.name}` again."
         ) from error

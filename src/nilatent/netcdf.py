@@ -9,8 +9,10 @@ import xarray as xr
 # A dimension without a coordinate is kept as an empty array under this name, and never read.
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 KINDS = "biuf"
-# Pictures of brains shrink to a tenth; zeros to a thousandth, and nothing of ours is that empty.
+# Pictures of brains shrink to a tenth, zeros to a thousandth.
 MAX_RATIO = 200
+# Except for small arrays of one value, such as the picture of an empty scan: so much of all arrays together.
+MAX_BEYOND = 2**24
 # What deflates, shuffles and sums; other filters are programs of their own, looked for on this machine.
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 # Texts are read in blocks; one block of texts that all lie in the same place costs no more than so many times the file.
@@ -47,15 +49,18 @@ def read_netcdf(path: Path) -> xr.Dataset:
     size = path.stat().st_size
     with h5py.File(path, "r") as file:
         _check_attributes(file)
-        stored = sum(_stored_bytes(file, name, size) for name in file)
+        found = [_stored_bytes(file, name, size) for name in file]
+        stored, beyond = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
         if stored > size:
             raise ValueError(f"it claims {stored} bytes of values and has {size}")
+        if beyond > MAX_BEYOND:
+            raise ValueError(f"its arrays claim {beyond} bytes more than what is stored of them can hold")
     with xr.open_dataset(path, engine="h5netcdf") as opened:
         return opened.load()
 
 
-def _stored_bytes(file: h5py.File, name: str, size: int) -> int:
-    """Bytes of one array, after it was found to be one that nilatent can have written."""
+def _stored_bytes(file: h5py.File, name: str, size: int) -> tuple[int, int]:
+    """Bytes stored of one array, found to be one that nilatent can have written, and what it claims beyond real values."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"'{name}' is a link to another place")
     array = file[name]
@@ -65,7 +70,7 @@ def _stored_bytes(file: h5py.File, name: str, size: int) -> int:
         raise ValueError(f"the values of '{name}' lie in another file")
     _check_attributes(array)
     if NO_VARIABLE in str(array.attrs.get("NAME", "")):
-        return 0
+        return 0, 0
     text = h5py.check_string_dtype(array.dtype)
     if array.dtype.kind not in KINDS and text is None:
         raise ValueError(f"'{name}' holds {array.dtype}, neither numbers nor text")
@@ -74,11 +79,12 @@ def _stored_bytes(file: h5py.File, name: str, size: int) -> int:
     if not set(filters) <= set(FILTERS):
         raise ValueError(f"'{name}' is packed in a way that nilatent does not use")
     claimed, stored = int(array.size or 0) * array.dtype.itemsize, int(array.id.get_storage_size())
-    if claimed > stored * (MAX_RATIO if filters else 1):
+    beyond = max(claimed - stored * (MAX_RATIO if filters else 1), 0)
+    if beyond and not filters:
         raise ValueError(f"'{name}' claims {claimed} bytes, and {stored} are stored of it")
     if text is not None and text.length is None:
         _check_texts(array, name, size)
-    return stored
+    return stored, beyond
 
 
 def _check_texts(array: h5py.Dataset, name: str, size: int) -> None:

@@ -162,8 +162,14 @@ def train_one_fold(out: Path, config: RunConfig, fold: int) -> bool:
     Raises
     ------
     SettingError
-        For a fold that there is not, and where a run works in the whole folder or another process on the same fold.
+        For a fold that there is not, where a run works in the whole folder or another process on the same fold, and for
+        several machines or a process that is not the first of several.
     """
+    if is_follower() or config.training.num_nodes > 1:
+        raise SettingError(
+            "A fold is trained by one command on one machine. Leave --num-nodes out, and start `nilatent train OUT --fold K` "
+            "once for each fold, not through torchrun or several tasks of srun; --devices may be several."
+        )
     out = Path(out).absolute()
     with locked(out, shared=True):
         return train_fold(FoldJob(out, config, fold))

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from nilatent.errors import NilatentError
 PACKAGES = ("nilatent", "numpy", "scipy", "pandas", "xarray", "nibabel", "nilearn", "scikit-learn", "torch", "antspyx")
 
 # Half of a file, and the mark by which the workers of a cluster are known to see a folder.
-LEFT = re.compile(r"\.\d+-[0-9a-f]{8}\.partial\.|\.nilatent-[0-9a-f]+\.mark$")
+LEFT = re.compile(r"\.(?P<pid>\d+)-[0-9a-f]{8}\.partial\.|\.nilatent-[0-9a-f]+\.mark$")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 MEGABYTE = 10**6
@@ -218,19 +219,41 @@ def reserve(path: Path, n_bytes: int = 0) -> None:
         os.posix_fallocate(number, 0, size)
     except OSError as error:
         # Some disks cannot promise room.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
             raise
     finally:
         os.close(number)
 
 
 def sweep(folder: Path, *, but: str = "") -> None:
-    """Remove what killed processes left in a folder that the caller holds, but for folders of one name in it."""
+    """Remove what killed processes left in a folder that the caller holds, but for folders of one name in it.
+
+    What a process of this machine that lives is writing stays: a report takes no lock.
+    """
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != but]
         for name in files:
-            if LEFT.match(name):
+            left = LEFT.match(name)
+            if left and not _lives(left["pid"]):
                 (Path(place) / name).unlink(missing_ok=True)
+
+
+def _lives(pid: str | None) -> bool:
+    """Whether another process of this number is there; in a container the one that was killed often had our own."""
+    if pid is None or int(pid) == os.getpid():
+        return False
+    if sys.platform == "linux":
+        with suppress(OSError):
+            # One that has ended and was not waited for writes nothing.
+            return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return False
+    if sys.platform == "win32":
+        return True  # There, asking would end it.
+    with suppress(ProcessLookupError, OverflowError):
+        with suppress(PermissionError):
+            os.kill(int(pid), 0)
+        return True
+    return False
 
 
 def file_stems(names: Iterable[object], taken: Iterable[str] = ()) -> dict[str, str]:

@@ -23,6 +23,7 @@ from nilatent.errors import CohortError
 from nilatent.finding import Finding, not_run, read_finding, write_finding
 from nilatent.further_images import FAILED, VOLUME_FILES, check_images, failed_images, pack_modality, write_images
 from nilatent.latents import write_latents
+from nilatent.lock import locked
 from nilatent.modalities import JOINT, MODALITIES, fit_joint, modality_stages, open_modalities, told
 from nilatent.model_settings import preparation_of, training_of
 from nilatent.parts import split
@@ -282,13 +283,15 @@ class River:
             fit = partial(
                 fit_fold, volumes, of_fold, fold, model_config, config.training, folder, remedy=config.remedy, **beside
             )
-            self._stage(
-                f"fold {fold}",
-                folder / "provenance.json",
-                settings=settings | {"model": model_config, "folds": config.folds, "split": config.split},
-                needs=["volumes", "split", "prepared"],
-                fill=fit,
-            )
+            # A worker whose run was stopped may still train it.
+            with locked(folder):
+                self._stage(
+                    f"fold {fold}",
+                    folder / "provenance.json",
+                    settings=settings | {"model": model_config, "folds": config.folds, "split": config.split},
+                    needs=["volumes", "split", "prepared"],
+                    fill=fit,
+                )
 
     def joint(self, prepared: Cohort, parts: pd.DataFrame) -> None:
         """The joint model of all modalities and its latents, in ``multimodal/``, where the study names more than one."""

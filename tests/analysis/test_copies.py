@@ -59,6 +59,22 @@ def test_scans_that_are_read_block_by_block_give_what_all_at_once_give(rng, monk
     assert np.allclose(blocks.samples.p, whole.samples.p, atol=0.02) == same
 
 
+def test_every_training_scan_is_drawn_once_however_many_there_are(rng, monkeypatch):
+    space, scans = sound(rng)
+    n_drawn = []
+
+    def draw(latents, said):
+        n_drawn.append(len(latents))
+        return space.draw_latents(latents, said)
+
+    monkeypatch.setattr(copies, "MAX_HELD", 20)
+    monkeypatch.setattr(copies, "BLOCK", 13)
+    rule = fit_copy_rule(replace(space, draw_latents=draw), lambda rows: scans[rows])
+    for _ in range(2):
+        assert rule.flag(scans[[7, 41]]).all()
+    assert sum(n_drawn) == 60
+
+
 def test_ratio_is_that_of_a_naive_search(rng):
     space, scans = sound(rng, n_train=20, n_unseen=2)
     # Two scans of one subject are one neighbour, and no scan is a neighbour of its own subject.

@@ -232,3 +232,12 @@ def test_what_cannot_be_tested_is_refused_in_words(rng):
         False,
         False,
     ]
+
+
+def test_a_bootstrap_in_pieces_gives_the_bits_of_all_at_once(rng):
+    top, bottom = rng.random((2, 3000))
+    counts = np.random.default_rng(4).multinomial(3000, np.full(3000, 1 / 3000), size=400)
+    for level in np.linspace(0.02, 0.98, 25):
+        limits = stats.bootstrap_ratio(top, bottom, np.arange(3000), seed=4, level=level, n_bootstrap=400)[1:]
+        expected = np.quantile((counts @ top) / (counts @ bottom), [(1 - level) / 2, (1 + level) / 2])
+        assert list(limits) == expected.tolist()

@@ -15,6 +15,7 @@ from tests.report import conftest as run_folders
 
 from nilatent import report
 from nilatent.plots import style
+from nilatent.report import page as report_page
 from nilatent.viewed import read_viewed, write_viewed
 from nilatent.volumes import Grid
 
@@ -185,6 +186,11 @@ def test_a_map_is_drawn_on_its_side_in_the_colours_of_its_bar(page: Page, tmp_pa
     page.wait_for_timeout(500)
     shot = coloured(box.locator("canvas"))
     assert not (np.abs(shot - colour).max(axis=-1) <= 6).any()
+    # Nearer to the threshold than 16 bits can tell is on it.
+    box.locator('[data-role="threshold"]').fill("2.50003")
+    box.locator('[data-role="threshold"]').press("Enter")
+    expect(box).to_have_attribute("data-shown", "lrcp/minus_log10_p 2.50003", timeout=SECONDS)
+    expect(box.locator('[data-role="said"]')).not_to_contain_text("No value")
 
 
 def test_saved_volume_is_the_scan(page: Page, tmp_path: Path) -> None:
@@ -262,6 +268,26 @@ def test_no_window_is_too_narrow(folder: Path, open_page: OpenPage, width: int) 
     page.locator('#viewer [data-role="scan"]').select_option("sub-03")
     expect(page.locator("#viewer")).to_have_attribute("data-shown", "sub-03", timeout=SECONDS)
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+
+
+def test_paper_cuts_no_table_off_and_says_what_it_leaves_out(tmp_path: Path, open_page: OpenPage) -> None:
+    wide = pd.DataFrame({f"a name of some words, {number}": np.arange(30) / 7 for number in range(20)})
+    frame = io.BytesIO()
+    Image.new("L", (40, 30)).save(frame, "PNG")
+    slider = report_page.Slider("age", "age", ("one", "two"), (frame.getvalue(),) * 2, 0, "Steps.")
+    sheets = (report_page.sheet(wide, "Numbers.", names={}),)
+    section = report_page.Section("Wide", "wide", "", answer="Yes.", sheets=sheets, sliders=(slider,))
+    path = tmp_path / "wide.html"
+    path.write_text(report_page.render(report_page.Page("A", "", "0", (), (section,), (), (), ())), encoding="utf-8")
+    page = open_page(path, width=718)
+    page.locator("thead button").first.click()
+    page.emulate_media(media="print")
+    assert page.locator("table").evaluate("(one) => one.getBoundingClientRect().right - innerWidth") <= 0
+    assert page.locator("thead th").evaluate_all("(all) => all.filter((one) => one.offsetWidth).length") == 12
+    after, before = (f"(one) => getComputedStyle(one, '::{place}').content" for place in ("after", "before"))
+    assert "first 12 columns" in page.locator("caption").evaluate(after)
+    assert page.locator("thead button").first.evaluate(after) == "none"
+    assert [one.evaluate(before) for one in page.locator(".frame").all()] == ['"one"', '"two"']
 
 
 HOSTILE = [

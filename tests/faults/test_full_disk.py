@@ -225,8 +225,9 @@ def test_a_training_whose_state_does_not_fit_goes_on_to_the_same_weights(
 
 
 def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    # Above the largest number a process can have.
     left, ours, others = (
-        tmp_path / name for name in ("a/.12-0123abcd.partial.x.npy", "a/x.npy", "prepared/.1-0123abcd.partial.x")
+        tmp_path / name for name in ("a/.9999999-0123abcd.partial.x", "a/x.npy", "prepared/.9999999-0123abcd.partial.x")
     )
     for path in (left, ours, others, tmp_path / "a/.partial.notes", tmp_path / "a/.nilatent-09ab.mark"):
         path.parent.mkdir(exist_ok=True)
@@ -235,6 +236,23 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [ours.name, others.name, ".partial.notes"]
     )
+
+
+def test_what_a_living_process_writes_is_not_swept(tmp_path: Path) -> None:
+    living = subprocess.Popen(["sleep", "60"])
+    half = tmp_path / f".{living.pid}-0123abcd.partial.report.html"
+    half.touch()
+    sweep(tmp_path)
+    assert half.exists()
+    living.kill()
+    # Ended, and not yet waited for.
+    os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)
+    sweep(tmp_path)
+    assert not half.exists()
+    living.wait()
+    half.with_name(f".{os.getpid()}-0123abcd.partial.report.html").touch()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

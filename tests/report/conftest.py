@@ -54,6 +54,9 @@ def write_viewed_scans(folder: Path, n_embedded: int = 12) -> list[str]:
     grid = Grid.mni(6.0)
     codes = [round(255 * grey_of(row)) for row in range(n_embedded)]
     original = np.stack([np.full(grid.shape, code, dtype=np.uint8) for code in codes])
+    # The last bit of the lowest slices is noise: files that are emptier than any picture are refused.
+    lowest = original[..., :4]
+    lowest += np.random.default_rng(0).integers(0, 2, lowest.shape, dtype=np.uint8)
     unseen = np.arange(n_embedded) % 2 == 0
     viewed = Viewed(
         tuple(scans[:n_embedded]), np.arange(n_embedded) < 3, unseen, original, original // 2, grid.affine,

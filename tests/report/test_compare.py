@@ -36,6 +36,7 @@ def test_two_studies_stand_side_by_side(make_run: Make, tmp_path: Path, hostile:
     assert {round(float(row[4].key or 0) - float(row[3].key or 0), 9) for row in rows.rows} == {0.5}
     assert "No difference between the two studies is tested here" in html
     assert "<img src=x" not in html
+    assert '<th scope="col"></th>' not in html
     assert compare(first, second, tmp_path / "place").read_bytes() == path.read_bytes()
     assert (tmp_path / "place" / "report.html").is_file()
 

@@ -17,9 +17,11 @@ Carlini et al. 2023, arXiv:2301.13188 (nearest distance relative to the next one
 likelihood estimation of intrinsic dimension (the law of the ratio).
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ from scipy.stats import binomtest, mannwhitneyu
 
 from nilatent.analysis.latent_space import LatentSpace
 from nilatent.errors import LatentsError
+from nilatent.provenance import writing
 
 Images = npt.NDArray[np.float32]
 
@@ -214,7 +217,8 @@ def fit_copy_rule(
     Returns
     -------
     CopyRule
-        Holds scans and reconstructions of all training scans in single precision, as far as they are 1,000.
+        Holds scans and reconstructions of all training scans in single precision, as far as they are 1,000; of more, the
+        reconstructions are in a temporary file.
 
     Raises
     ------
@@ -243,6 +247,8 @@ def fit_copy_rule(
     originals, drawn = _read(space, images_of, rows, told)
     if len(rows) <= MAX_HELD:
         originals, drawn = (one(np.arange(len(rows))).__getitem__ for one in (originals, drawn))
+    else:
+        drawn = _drawn_once(drawn, len(rows))
     centre = _centre(originals, drawn, len(rows))
     n_next, own = min(n_neighbours, len(starts) - 2), np.arange(len(starts))
     if len(own) > MAX_HELD:
@@ -268,6 +274,18 @@ def _read(
         return np.asarray(np.concatenate(list(space.draw_latents(space.values[rows[some]], said))), dtype=np.float32)
 
     return originals, drawn
+
+
+def _drawn_once(drawn: Callable[[np.ndarray], Images], n: int) -> Callable[[np.ndarray], Images]:
+    """The same, from a temporary file: decoders are slow, and whatever is judged is compared with all reconstructions."""
+    place = Path(tempfile.gettempdir())
+    with writing(place / "reconstructions"), tempfile.TemporaryFile(dir=place) as file:
+        for start in range(0, n, BLOCK):
+            images = drawn(np.arange(start, min(start + BLOCK, n)))
+            file.write(images.tobytes())
+        file.flush()
+        # What is mapped can be read as long as it is held, though the file has no name any more.
+        return np.memmap(file, dtype=np.float32, mode="r", shape=(n, images.shape[1])).__getitem__
 
 
 def _centre(originals: Callable[[np.ndarray], Images], drawn: Callable[[np.ndarray], Images], n: int) -> Images:

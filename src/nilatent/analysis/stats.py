@@ -397,7 +397,8 @@ def bootstrap_ratio(
     if len(top) < 2:
         return ratio, float("nan"), float("nan")
     rng, even, drawn = np.random.default_rng(seed), np.full(len(top), 1 / len(top)), []
-    step = max(1, BATCH_BYTES // (8 * len(top)))
+    # Whole sixteens: BLAS sums rows of a rest in another order.
+    step = max(16, BATCH_BYTES // (8 * len(top)) // 16 * 16)
     for start in range(0, n_bootstrap, step):
         counts = rng.multinomial(len(top), even, size=min(step, n_bootstrap - start))
         drawn.append((counts @ top) / (counts @ bottom))

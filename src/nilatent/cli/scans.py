@@ -159,7 +159,7 @@ def _quality_page(done: "Cohort", out: Path) -> None:
 
     write_finding(quality(done, folder=out), out / "quality")
     try:
-        for module in ("jinja2", "matplotlib", "plotly"):
+        for module in ("jinja2", "matplotlib"):
             require(module, extra="report")
     except MissingExtraError as error:
         # The scans are prepared and their measures are written; only the page is missing.

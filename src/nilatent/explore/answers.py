@@ -14,7 +14,6 @@ from nilatent.explore.drawing import KINDS, Drawer, scan_volume
 from nilatent.explore.guard import RefusedError
 from nilatent.explore.nifti import nifti_bytes
 from nilatent.explore.study import Explored, Slide
-from nilatent.extras import require
 from nilatent.plots import style
 from nilatent.plots.reconstruction import ERROR_MAP
 from nilatent.report.viewer import UNITS, colours
@@ -32,6 +31,7 @@ FILES = {
     "/explore.css": ("explore.css", "text/css; charset=utf-8"),
     "/report.js": ("report.js", "text/javascript; charset=utf-8"),
     "/report.css": ("report.css", "text/css; charset=utf-8"),
+    "/plotly.js": ("plotly-basic.min.js", "text/javascript; charset=utf-8"),
     "/niivue.js": ("niivue.umd.js", "text/javascript; charset=utf-8"),
 }
 Asked = Mapping[str, Any]
@@ -71,7 +71,6 @@ class Answers:
         self._study, self._drawer = study, drawer
         self.get: Mapping[str, Callable[[Asked], Answer]] = {
             **{path: partial(_file, *what) for path, what in FILES.items()},
-            "/plotly.js": _plotly,
             "/api/study": self._overview,
             "/api/axis": self._axis,
             "/api/column": self._column,
@@ -269,14 +268,3 @@ def _file(name: str, kind: str, asked: Asked) -> Answer:
     # The token may stand in the first address, and is nobody's business here.
     _only(asked, "token")
     return Answer(_text(name), kind)
-
-
-@cache
-def _plotly_text() -> bytes:
-    text: str = require("plotly.offline", extra="report").get_plotlyjs()
-    return text.encode()
-
-
-def _plotly(asked: Asked) -> Answer:
-    _only(asked)
-    return Answer(_plotly_text(), "text/javascript; charset=utf-8")

@@ -119,7 +119,9 @@ def _facts(first: study.Run, second: study.Run) -> page.Sheet:
     table = pd.DataFrame(
         {"what": names} | {s: [one.get(n) for n in names] for s, one in zip(SIDES, facts, strict=True)}
     )
-    return page.sheet(table, "What the two studies hold.", names={"what": ("", ""), "A": ("A", ""), "B": ("B", "")})
+    return page.sheet(
+        table, "What the two studies hold.", names={"what": ("number of", ""), "A": ("A", ""), "B": ("B", "")}
+    )
 
 
 def settings_that_differ(first: study.Run, second: study.Run) -> page.Sheet | None:

@@ -28,7 +28,15 @@ FAMILY_WISE = 1.301
 """Minus the logarithm of 0.05, no more exact than values kept in 16 bits: p = 0.05 itself is still shown."""
 UNITS_ELSEWHERE: Mapping[tuple[str, str], str] = {
     ("lrcp", "score"): "ranking score (orders the table and decides nothing)",
+    ("lrcp", "minus_log10_p_"): "−log10 p, family-wise (1.3 is p = 0.05): {rest}",
+    ("lrcp", "a_"): "association |a| (correlation): {rest}",
+    ("lrcp", "score_"): "ranking score (orders the table and decides nothing): {rest}",
     ("agnostic", "accuracy"): "balanced accuracy on held-out scans",
+    ("agnostic", "accuracy_"): "balanced accuracy on held-out scans: {rest}",
+    ("agnostic", "worst_case_accuracy_"): "balanced accuracy in the worst case (above 0.5 is validated): {rest}",
+    ("normative", "mean_z_"): "mean z: {rest}",
+    ("longitudinal", "change_"): f"drawn {brain.VOXEL_CHANGE} per unit of time of the table: {{rest}}",
+    ("longitudinal", "difference_"): f"drawn {brain.VOXEL_CHANGE} per unit of time of the table, difference: {{rest}}",
     ("sensitivity", "effect_"): f"effect of {{rest}} per unit of its row in the table ({brain.VOXEL})",
     ("counterfactual", "difference_"): f"{brain.VOXEL_CHANGE}: {{rest}}",
 }
@@ -37,7 +45,7 @@ THRESHOLDS: Mapping[tuple[str, str], tuple[float, str]] = {
     ("lrcp", "minus_log10_p"): (FAMILY_WISE, "p = 0.05, family-wise"),
     ("agnostic", "worst_case_accuracy"): (0.5, "guessing"),
 }
-"""Finding and map to the value below which nothing is claimed, and what that value is."""
+"""Finding and map, of any contrast, to the value below which nothing is claimed, and what that value is."""
 
 Limits = tuple[float, float] | None
 Label = str | Callable[[Finding], str]
@@ -189,7 +197,8 @@ def _described(
     norm, colour_map = brain.scale(np.where(values == 0, np.nan, values), limits=one.limits)
     low, high = map(float, norm.inverse(np.array([0.0, 1.0])))
     finding, _, name = one.name.partition("/")
-    threshold, meaning = THRESHOLDS.get((finding, name), (0.0, ""))
+    known = (told for (of, start), told in THRESHOLDS.items() if of == finding and f"{name}_".startswith(f"{start}_"))
+    threshold, meaning = next(known, (0.0, ""))
     return {
         "label": one.label,
         "low": low,

@@ -24,7 +24,7 @@ ATTEMPT_NAMES = {
     "change": ("change", "Beside those of the attempts before"),
     "failures": ("failures found", ""),
     "validation_fvu": ("validation FVU", "Fraction of variance unexplained at the best epoch"),
-    "kept": ("", ""),
+    "kept": ("outcome", ""),
 }
 REGION_NAMES = {
     "name": ("region", ""),

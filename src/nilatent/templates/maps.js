@@ -50,7 +50,8 @@
     let farthest = -1;
     now.codes.forEach((code, voxel) => {
       const value = code * now.slope;
-      if (code === 0 || Math.abs(value) < threshold) return;
+      // Half a step is what the code is exact to: a value on the threshold may lie that much below it here.
+      if (code === 0 || Math.abs(value) < threshold - now.slope / 2) return;
       const share = (value - now.low) / (now.high - now.low);
       places[voxel] = 1 + Math.round(Math.min(1, Math.max(0, share)) * (LAST - 1));
       if (farthest < 0 || Math.abs(code) > Math.abs(now.codes[farthest])) farthest = voxel;
