@@ -33,6 +33,13 @@ CASE, REFERENCE = "</script><svg onload=window.hit=2>", "@SUM(1+1)\"'&amp;"
 SITES = ["+site\u202e \u05d0\u05d1\u05d2 {{7*7}}", "w" * 90]
 NOTES = ['=HYPERLINK("http://example.org","x")', "-2+3", "a\nb\tc", "<b>bold</b>", "$\\alpha$_x"]
 NO_FILE = "sub-<b>1"
+SAVED = """async () => {
+  const blobs = [];
+  URL.createObjectURL = (blob) => { blobs.push(blob); return "blob:taken"; };
+  URL.revokeObjectURL = HTMLAnchorElement.prototype.click = () => {};
+  [...document.querySelectorAll("button")].filter((one) => one.textContent === "Save as TSV").forEach((one) => one.click());
+  return Promise.all(blobs.map((blob) => blob.text()));
+}"""
 PAGES = ("report", "compare", "quality", "subjects", "subject")
 
 FAULTS = (Path(__file__).parent / "faults.js").read_text(encoding="utf-8")
@@ -101,10 +108,12 @@ def test_nothing_of_the_data_runs_and_all_of_it_is_shown(
 
 def test_saved_tables_are_safe_in_a_spreadsheet(pages: dict[str, Path], open_page: OpenPage) -> None:
     page = open_page(pages["report"])
-    for button in page.get_by_role("button", name="Save as TSV").all():
-        with page.expect_download() as download:
-            button.evaluate("(one) => one.click()")
-        rows = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8")), delimiter="\t"))
+    # What would be saved is taken on its way: a browser stops a page that saves dozens of files by itself.
+    saved = page.evaluate(SAVED)
+    assert len(saved) > 10
+    for text in saved:
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
+        assert len(rows) > 1
         assert len({len(row) for row in rows}) == 1
         cells = [cell for row in rows for cell in row]
         assert not [cell for cell in cells if cell.lstrip().startswith(("=", "+", "@")) or re.match(r"-[^\d.]", cell)]
