@@ -109,6 +109,15 @@ def test_a_table_that_would_lose_something_is_refused(tmp_path, finding, change)
         write_finding(dataclasses.replace(finding, table=table), tmp_path)
 
 
+def test_a_map_that_would_lie_elsewhere_is_refused(tmp_path, finding):
+    write_finding(finding, tmp_path / "lrcp")
+    (tmp_path / "secret.nii.gz").write_bytes((tmp_path / "lrcp" / "labels.nii.gz").read_bytes())
+    head = json.loads((tmp_path / "lrcp" / "finding.json").read_text())
+    (tmp_path / "lrcp" / "finding.json").write_text(json.dumps(head | {"maps": ["../secret"]}))
+    with pytest.raises(FindingError, match="a path for a name"):
+        read_finding(tmp_path / "lrcp")
+
+
 def test_another_format_version_is_refused(tmp_path, finding):
     head = write_finding(finding, tmp_path)[-1]
     head.write_text(json.dumps(json.loads(head.read_text()) | {"format_version": 99}))

@@ -1,4 +1,5 @@
 import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -102,6 +103,19 @@ def test_a_column_of_a_table_names_images_and_is_no_variable(tmp_path):
     assert "FA" not in cohort.scans
     assert list(cohort.scans["source_image_fa"]) == [7, 8, 9]
     assert cohort.notes[["scan_id", "modality", "rule"]].to_numpy().tolist() == [["sub-3", "fa", "absent image"]]
+
+
+def test_a_cell_may_begin_at_home_and_write_accents_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for number, name in enumerate(
+        ("scans/a.nii", "scans/b.nii", "home/fa.nii", unicodedata.normalize("NFC", "scans/é.nii"))
+    ):
+        image(tmp_path / name, str(number))
+    rows = [["path", "participant_id", "FA"], ["scans/a.nii", "1", "~/fa.nii"]]
+    table(tmp_path / "all.tsv", *rows, ["scans/b.nii", "2", unicodedata.normalize("NFD", "scans/é.nii")])
+    cohort = read_cohort([tmp_path / "all.tsv"], suffix="T1w", images={"fa": "FA"})
+    assert [path.startswith(str(tmp_path)) for path in cohort.scans["image_fa"]] == [True, True]
+    assert names(cohort, "image_fa") == {"sub-1": "fa.nii", "sub-2": unicodedata.normalize("NFC", "é.nii")}
 
 
 def test_images_with_the_bytes_of_another_are_taken_for_neither(tmp_path):

@@ -106,3 +106,11 @@ def test_the_summary_counts_each_part_and_keeps_few_people_to_itself(rng: np.ran
         "age_sd": round(float(np.std(age[:18], ddof=1)), 1),
         "sex": {"F": 6, "M": 12},
     }
+
+
+def test_a_list_of_more_models_than_can_follow_one_another_is_refused(array: np.ndarray) -> None:
+    table = seen(*cohort(array, ["a", "b", "c", "d"])).to_table()
+    chain = [table.assign(salt=f"salt-{number}") for number in range(65)]
+    assert Seen.from_table(pd.concat(chain[:64])).salt == "salt-0"
+    with pytest.raises(ValueError, match="speaks of 65 models"):
+        Seen.from_table(pd.concat(chain))
